@@ -1,0 +1,87 @@
+"""Any other callable, as a black box."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pellucid import Adapter, ModelError, ParameterError
+from pellucid_adapters.settings import settled
+
+
+class Function(nn.Module):
+    """Calls a function of a batch, and makes a tensor (B, classes) of what it returns.
+
+    Attributes:
+        function: takes a batch and returns one score, or one row of scores, per example.
+        takes: "torch" or "numpy", what the batch is given as.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], takes: str) -> None:
+        super().__init__()
+        self.function, self.takes = function, takes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Gives the scores, on the device of the inputs; numbers that are no floats become floats."""
+        batch = inputs.detach()
+        try:
+            answer = self.function(batch.cpu().numpy() if self.takes == "numpy" else batch)
+        except TypeError as error:
+            other = "numpy" if self.takes == "torch" else "torch"
+            raise ModelError(
+                f"{_name(self.function)} failed on a batch given as {self.takes}: {error}. If it works on {other}, "
+                f"say pellucid.adapt(function, takes='{other}')."
+            ) from error
+        scores = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(np.asarray(answer))
+        if scores.ndim == 0 or len(scores) != len(inputs):
+            raise ModelError(
+                f"{_name(self.function)} returned scores {tuple(scores.shape)} for {len(inputs)} examples: expected "
+                f"({len(inputs)}, classes) or ({len(inputs)},)."
+            )
+        scores = scores.to(inputs.device)
+        if not scores.is_floating_point():
+            scores = scores.to(inputs.dtype)
+        return scores[:, None] if scores.ndim == 1 else scores
+
+
+def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
+    """Adapts a function from a batch to scores; None for what cannot be called.
+
+    The option `takes` says whether the function works on "torch" tensors or "numpy" arrays; without it the annotation
+    of its first parameter decides, and torch where there is none.
+
+    Raises:
+        ModelError: a class was given where its instance was meant.
+        ParameterError: an option is unknown or wrong.
+    """
+    if isinstance(model, type):
+        raise ModelError(
+            f"{model.__name__} is a class: expected a model. Give an instance, such as {model.__name__}()."
+        )
+    if isinstance(model, nn.Module) or not callable(model):
+        return None
+    options = dict(options)
+    takes = options.pop("takes", None) or _annotated(model)
+    if takes not in ("torch", "numpy"):
+        raise ParameterError(f"takes={takes!r}: expected 'torch' or 'numpy', what the function works on.")
+    note = f"a black box: a function of {'NumPy arrays' if takes == 'numpy' else 'tensors'}"
+    settings = settled(options, name=_name(model), notes=(note,))
+    return Adapter(Function(model, takes), offers=frozenset({"outputs"}), **settings)
+
+
+def _annotated(function: Callable[[Any], Any]) -> str:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return "torch"
+    first = next(iter(parameters), None)
+    return "numpy" if first is not None and "ndarray" in str(first.annotation) else "torch"
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))

@@ -1,0 +1,98 @@
+"""Estimators of scikit-learn, and of libraries that inherit from it, as black boxes over tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pellucid import Adapter, InputError, ModelError
+from pellucid_adapters.settings import settled
+
+
+class Estimator(nn.Module):
+    """Gives an estimator's scores (B, classes) for rows (B, n_features); further axes are flattened.
+
+    Attributes:
+        estimator: the fitted estimator.
+        method: where the scores come from: "predict_proba", "decision_function" or "predict".
+        classes: the class labels, None for a regressor.
+        feature_names: the columns that it was fitted on, where it knows them.
+    """
+
+    def __init__(self, estimator: Any, method: str) -> None:
+        super().__init__()
+        self.estimator, self.method = estimator, method
+        self.classes: Any = getattr(estimator, "classes_", None)
+        names = getattr(estimator, "feature_names_in_", None)
+        self.feature_names: list[str] | None = None if names is None else [str(name) for name in names]
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Gives the scores, on the device and in the dtype of the rows."""
+        table = rows.detach().flatten(1).cpu().numpy() if rows.ndim > 1 else None
+        expected = getattr(self.estimator, "n_features_in_", None)
+        if table is None or (expected is not None and table.shape[1] != expected):
+            raise InputError(
+                f"{type(self.estimator).__name__} was fitted on {expected} features, so it takes inputs (B, "
+                f"{expected}); these are {tuple(rows.shape)}."
+            )
+        scores = np.asarray(getattr(self.estimator, self.method)(self._framed(table)))
+        return torch.as_tensor(self._columns(scores), device=rows.device).to(rows.dtype)
+
+    def _framed(self, table: Any) -> Any:
+        if self.feature_names is None:
+            return table
+        import pandas as pd  # an estimator that was fitted on a frame wants its columns named
+
+        return pd.DataFrame(table, columns=self.estimator.feature_names_in_)
+
+    def _columns(self, scores: Any) -> Any:
+        if self.classes is None:
+            return scores.reshape(len(scores), -1)
+        if self.method == "predict":
+            return (scores[:, None] == np.asarray(self.classes)[None, :]).astype(np.float64)
+        if scores.ndim == 1:  # the decision function between two classes
+            return np.stack([-scores, scores], axis=1)
+        return scores
+
+
+def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
+    """Adapts an estimator that predicts; None for one that does not.
+
+    Scores are probabilities where it has `predict_proba`, else those of `decision_function`, else the prediction: a
+    regressor's value (B, 1), or 1 for the predicted class and 0 for the others.
+
+    Raises:
+        ModelError: the estimator is not fitted, predicts several outputs of classes, or predicts neither classes nor
+            values (a clusterer).
+    """
+    methods = [name for name in ("predict_proba", "decision_function", "predict") if hasattr(model, name)]
+    if isinstance(model, nn.Module | type) or not methods:
+        return None
+    from sklearn.base import is_regressor
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    who = type(model).__name__
+    try:
+        check_is_fitted(model)
+    except NotFittedError as error:
+        raise ModelError(f"this {who} is not fitted, so it predicts nothing. Call its `fit` first.") from error
+    estimator = Estimator(model, methods[0])
+    classes = estimator.classes
+    if classes is None and methods[0] == "predict" and not is_regressor(model):
+        raise ModelError(f"{who} predicts neither classes nor values. Give a function of the inputs that scores them.")
+    if classes is not None and np.ndim(classes[0]) > 0:
+        raise ModelError(f"{who} predicts several outputs at once. Give a function that scores one of them.")
+    return Adapter(
+        estimator,
+        offers=frozenset({"outputs"}),
+        **settled(
+            options,
+            name=who,
+            categories=None if classes is None else [str(label) for label in classes],
+            notes=(f"a black box: scores are those of `{methods[0]}`",),
+        ),
+    )

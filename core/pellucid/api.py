@@ -1,0 +1,292 @@
+"""The verbs: adapt, explain, evaluate, project."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.adapter import Adapter
+from pellucid.engine.run import Run, check_inputs_given, check_suits
+from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed
+from pellucid.protocol.explainer import Evaluator, Explainer, Projector
+from pellucid.registry import Technique, registry
+from pellucid.registry.lookup import create, techniques
+from pellucid.results import Attribution, Explanation, Projection, Scores
+
+if TYPE_CHECKING:
+    from pellucid.engine.planner import Progress
+
+_learnt: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
+    """Makes the adapter through which a model is explained.
+
+    Args:
+        model: a module, a scikit-learn estimator, any callable, or an adapter, which is given back as it is.
+        optimize: whether a copy of the model is rewritten for speed (BatchNorm folded into convolutions where no asked
+            layer needs it); what that changes in the outputs is measured and stands in the results' checks.
+        **options: attributes of `Adapter` such as `output`, `categories`, `transform`, `mean`, `std`, `name`, and what
+            the model's own adapter takes (`weights` for torchvision's metadata).
+
+    Raises:
+        ModelError: when nothing can adapt the model, or it cannot be explained as it is.
+    """
+    if isinstance(model, Adapter):
+        if options:
+            raise ModelError(f"the model is adapted already; give {sorted(options)} where it is adapted first")
+        adapter = model
+    else:
+        adapter = registry().hook.pellucid_adapt(model=model, options=options)
+        if adapter is None:
+            raise ModelError(
+                f"nothing can adapt a {type(model).__name__}; expected an nn.Module, an estimator of scikit-learn, a "
+                "callable from inputs to scores, or a model that a plugin adapts"
+            )
+        # What is learnt of a model, such as its layers, lives as long as the model, and no longer.
+        adapter.cache = _learnt.setdefault(adapter.module, adapter.cache)
+    return replace(adapter, optimize=True) if optimize else adapter
+
+
+def explain(
+    model: Any,
+    inputs: Any,
+    techniques: Any,
+    target: Any = None,
+    *,
+    batch_size: int | str = "auto",
+    seed: int = 0,
+    progress: bool | Progress | None = None,
+    device: torch.device | str | None = None,
+) -> Any:
+    """Explains a model's outputs at inputs by one technique or many, in the fewest passes.
+
+    Args:
+        model: anything that `adapt` takes.
+        inputs: (B, ...), photos, or a mapping or tuple of tensors.
+        techniques: a name or an instance gives one explanation; a list, or a mapping of labels to them, a dictionary.
+        target: what is explained: None (the predicted class), a class index or name, one for each example, a callable
+            from the model's output to (B,) scores, or a `Target`.
+        batch_size: rows in one pass; "auto" finds what is fast and fits.
+        seed: every random draw depends on it and on nothing else.
+        progress: a bar on a terminal (None), always or never, or a function of the rows done and known.
+        device: where the model runs; None is where it is.
+
+    Returns:
+        The explanation, or a dictionary of them by name.
+
+    Raises:
+        UnknownTechnique, ParameterError, Unsuitable, InputError, TargetError, LayerError, ModelError: when something
+            is wrong with what was given; each says what was expected.
+        TechniqueFailed: when some of several techniques fail; its `results` has the others.
+        Interrupted: at Ctrl-C; its `results` has what had finished.
+    """
+    check_inputs_given(inputs)
+    adapter = adapt(model)
+    named, single = _named(techniques, Explainer)
+    if single:
+        for technique in named.values():
+            check_suits(adapter, technique)
+    with _shown(progress, ", ".join(named)) as told:
+        outcome = Run(
+            adapter, named, inputs, target, batch_size=batch_size, seed=seed, progress=told, device=device
+        ).start()
+    return _answer(outcome, named, single)
+
+
+def evaluate(
+    model: Any,
+    inputs: Any,
+    explanations: Any,
+    metrics: Any = "pixel_flipping",
+    target: Any = None,
+    *,
+    controls: bool | Sequence[Any] = True,
+    batch_size: int | str = "auto",
+    seed: int = 0,
+    progress: bool | Progress | None = None,
+    device: torch.device | str | None = None,
+) -> Scores:
+    """Scores explanations by one or many evaluators, with controls beside them.
+
+    Args:
+        model: anything that `adapt` takes.
+        inputs: what was explained.
+        explanations: one, a list, or a dictionary of them as `explain` returns it.
+        metrics: names or instances of evaluators.
+        target: as for `explain`; None takes the classes that the explanations recorded.
+        controls: whether the explainers tagged "control" are scored as well; or which ones.
+        batch_size: as for `explain`.
+        seed: as for `explain`.
+        progress: as for `explain`.
+        device: as for `explain`.
+
+    Returns:
+        A score for each explanation, metric and example.
+
+    Raises:
+        As `explain`; besides, TargetError when explanations of a custom target come without it.
+    """
+    check_inputs_given(inputs)
+    adapter = adapt(model)
+    given = _explanations(explanations)
+    evaluators, _ = _named(metrics, Evaluator)
+    target = _common_target(given) if target is None else target
+    chosen = [one.name for one in _controls()] if controls is True else list(controls or ())
+    made = (
+        explain(adapter, inputs, chosen, target, batch_size=batch_size, seed=seed, progress=False, device=device)
+        if chosen
+        else {}
+    )
+    everything = {**{name: (one, False) for name, one in given.items()}, **{n: (one, True) for n, one in made.items()}}
+    work = {
+        f"{metric} of {name}": (evaluator, name, one)
+        for metric, evaluator in evaluators.items()
+        for name, (one, _) in everything.items()
+    }
+    with _shown(progress, ", ".join(evaluators)) as told:
+        outcome = Run(
+            adapter,
+            {key: evaluator for key, (evaluator, _, _) in work.items()},
+            inputs,
+            target,
+            work=lambda key, evaluator, sample: evaluator.evaluate(sample, work[key][2]),
+            batch_size=batch_size,
+            seed=seed,
+            progress=told,
+            device=device,
+        ).start()
+    results = _answer(outcome, work, False)
+    return Scores.merge([results[key].named(name, control=everything[name][1]) for key, (_, name, _) in work.items()])
+
+
+def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters: Any) -> Projection:
+    """Maps states, such as features or explanations, to a few dimensions.
+
+    Args:
+        states: (n, d) points, (T, n, d) points through time, a list of T frames, or an explanation, whose values are
+            taken.
+        technique: a projector's name or instance.
+        seed: every random draw depends on it and on nothing else.
+        **parameters: the projector's parameters, where it is given by name.
+
+    Raises:
+        UnknownTechnique, ParameterError: as `create`.
+        InputError: when the states are of the wrong shape or not finite.
+    """
+    import numpy as np
+
+    projector = create(technique, **parameters)
+    if not isinstance(projector, Projector):
+        raise ParameterError(f"{_label(projector)} is no projector; `pellucid list --kind projector` shows them")
+    if isinstance(states, Explanation):
+        states = states.values
+    if isinstance(states, (list, tuple)):
+        states = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in states])
+    points = states if isinstance(states, Tensor) else torch.as_tensor(np.asarray(states))
+    return projector.project(points, seed=seed)
+
+
+def _controls() -> list[Technique]:
+    return techniques("explainer", tags={"control"})
+
+
+def _label(technique: Any) -> str:
+    record = getattr(technique, "technique", None)
+    return record.name if record else type(technique).__name__
+
+
+def _named(given: Any, kind: type) -> tuple[dict[str, Any], bool]:
+    """Techniques by the names of their results, and whether a single one was asked for."""
+    if isinstance(given, Mapping):
+        made = {str(name): create(one) for name, one in given.items()}
+    elif isinstance(given, (list, tuple, set, frozenset)):
+        made = {}
+        for one in given:
+            technique = create(one)
+            label, count = _label(technique), 2
+            while label in made:
+                label, count = f"{_label(technique)}_{count}", count + 1
+            made[label] = technique
+    else:
+        technique = create(given)
+        made = {_label(technique): technique}
+    if not made:
+        raise ParameterError("no technique was given; expected at least one name or instance")
+    for name, technique in made.items():
+        if not isinstance(technique, kind):
+            word = kind.__name__.lower()
+            raise ParameterError(
+                f"'{name}' is a {type(technique).__name__} and no {word}; `pellucid list --kind {word}` shows them"
+            )
+    return made, not isinstance(given, (Mapping, list, tuple, set, frozenset))
+
+
+def _answer(outcome: Any, order: Iterable[str], single: bool) -> Any:
+    if outcome.errors:
+        first = next(iter(outcome.errors.values()))
+        if single or (len(set(map(str, outcome.errors.values()))) == 1 and not outcome.results):
+            raise first
+        raise TechniqueFailed(outcome.results, outcome.errors) from first
+    results = {name: outcome.results[name] for name in order}
+    return next(iter(results.values())) if single else results
+
+
+def _explanations(given: Any) -> dict[str, Attribution]:
+    if isinstance(given, Explanation):
+        given = {given.meta.technique or "explanation": given}
+    elif not isinstance(given, Mapping):
+        named: dict[str, Any] = {}
+        for one in given:
+            label, count = (getattr(one, "meta", None) and one.meta.technique) or "explanation", 2
+            base = label
+            while label in named:
+                label, count = f"{base}_{count}", count + 1
+            named[label] = one
+        given = named
+    if not given:
+        raise ParameterError("there is no explanation to evaluate; expected at least one")
+    for name, one in given.items():
+        if not isinstance(one, Explanation):
+            raise ParameterError(
+                f"'{name}' is a {type(one).__name__}; expected an explanation, as `explain` returns it"
+            )
+    return dict(given)
+
+
+def _common_target(given: Mapping[str, Explanation]) -> Any:
+    """The classes that all explanations were made for."""
+    classes = {name: one.target.classes for name, one in given.items()}
+    known = next(iter(classes.values()))
+    for name, one in classes.items():
+        if one is None or known is None:
+            raise TargetError(f"explanation '{name}' is for {given[name].target}, no class; give evaluate(target=...)")
+        if not torch.equal(one.cpu(), known.cpu()):
+            raise TargetError(f"explanation '{name}' is for other classes than the first; evaluate them apart")
+    return known
+
+
+@contextmanager
+def _shown(
+    progress: bool | Callable[[int, int], None] | None, what: str
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal."""
+    if callable(progress):
+        yield progress
+        return
+    if progress is False or (progress is None and not sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what if len(what) <= 40 else what[:39] + "…", total=None)
+        yield lambda done, known: bar.update(task, completed=done, total=known)

@@ -1,0 +1,99 @@
+"""`pellucid check NAME_OR_PACKAGE`: the conformance kit on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pellucid.errors import UnknownTechnique, nearest
+from pellucid.registry import Registry, Technique, registry
+from pellucid.registry.lookup import technique
+
+if TYPE_CHECKING:
+    from pellucid.testing import Report
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("name", help="a technique, or a plugin by its entry point, distribution or package")
+    parser.add_argument("--seed", type=int, default=0, help="what every random draw of the checks depends on")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check a technique, or all techniques of a plugin, against the contract; exit with 1 if any check fails."""
+    known = registry()
+    chosen = _chosen(options.name, known)
+    providers = {(record.plugin, record.distribution) for record in chosen}
+    problems = [problem for problem in known.problems if (problem.plugin, problem.distribution) in providers]
+    from pellucid.testing import check_technique
+
+    ok, told = not problems, []
+    for problem in problems:
+        if not options.json:
+            print(f"FAIL  {problem}")
+    for record in chosen:
+        if not record.available:
+            told.append({**_named(record), "ok": None, "hint": record.hint, "results": []})
+            if not options.json:
+                print(f"{record.name} of {record.provider}: skipped, it is unavailable. Try: {record.hint}")
+            continue
+        report = check_technique(known.name_of(record), seed=options.seed)
+        ok = ok and report.ok
+        told.append({**_named(record), "ok": report.ok, "results": [list(result) for result in report.results]})
+        if not options.json:
+            _print(record, report)
+    if options.json:
+        listed = [problem.to_dict() for problem in problems]
+        print(json.dumps({"ok": ok, "techniques": told, "problems": listed}, indent=2))
+    return 0 if ok else 1
+
+
+def _chosen(name: str, known: Registry) -> list[Technique]:
+    """The technique of this name, or else all those of the plugin, distribution or package of this name."""
+    if name in known.records:
+        return [known.records[name]]
+    wanted = _plain(name)
+    records = list(known.records.values())
+    found = [record for record in records if wanted in _origins(record)]
+    if found:
+        return found
+    try:
+        return [technique(name)]
+    except UnknownTechnique as error:
+        providers = {origin for record in records for origin in _origins(record)}
+        broken = [
+            str(problem)
+            for problem in known.problems
+            if wanted in (_plain(problem.plugin), _plain(problem.distribution))
+        ]
+        if broken:
+            raise UnknownTechnique(f"plugin {name!r} has no technique that works. {' '.join(broken)}") from error
+        raise UnknownTechnique(f"{error} Nor is there a plugin {name!r}.{nearest(wanted, providers)}") from error
+
+
+def _origins(record: Technique) -> set[str]:
+    return {_plain(part) for part in (record.plugin, record.distribution, record.target.partition(".")[0]) if part}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).casefold()
+
+
+def _named(record: Technique) -> dict[str, Any]:
+    return {"name": record.name, "provider": record.provider}
+
+
+def _print(record: Technique, report: Report) -> None:
+    counts = {
+        status: sum(result[1] == status for result in report.results) for status in ("pass", "fail", "known", "skip")
+    }
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    print(f"{record.name} of {record.provider}: {summary}")
+    for check, status, detail in report.results:
+        mark = status.upper() if status == "fail" else status
+        print(f"  {mark:<5} {check}{f': {detail}' if detail else ''}")
+    sys.stdout.flush()

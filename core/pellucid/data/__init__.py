@@ -1,0 +1,1 @@
+"""Where models and pictures come from: references, weight files, image files."""

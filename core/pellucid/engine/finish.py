@@ -1,0 +1,159 @@
+"""Finishing a result: what the core knows of a run that a technique does not."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.adapter import Adapter
+from pellucid.engine.planner import Cost
+from pellucid.errors import ProtocolError
+from pellucid.protocol.leaves import each, tensors_of
+from pellucid.protocol.sample import Sample
+from pellucid.results import Check, Checks, Explanation, TargetRecord
+
+
+@dataclass(frozen=True)
+class Finisher:
+    """Fills in what results of one run have in common.
+
+    Attributes:
+        adapter: the model.
+        sample: what was explained.
+        classes: (B,) the class of each example, where the target is one.
+        notes: what adapting the model and fitting the inputs did.
+        checks: certificates of the run itself, such as what an optimisation changed.
+        device: where the user's inputs are, and the results go.
+    """
+
+    adapter: Adapter
+    sample: Sample
+    classes: Tensor | None
+    notes: tuple[str, ...]
+    checks: tuple[Check, ...]
+    device: torch.device
+
+    def finish(
+        self, result: Any, technique: Any, cost: Cost, *, layer: str | None = None, shared: bool = False
+    ) -> Explanation:
+        """A technique's result with its provenance, target, inputs and general checks.
+
+        Raises:
+            ProtocolError: when it is no explanation, or not one for each example.
+        """
+        record = getattr(technique, "technique", None)
+        name = record.name if record else type(technique).__name__
+        if not isinstance(result, Explanation):
+            raise ProtocolError(f"technique '{name}' returned a {type(result).__name__}; expected an Explanation")
+        examples = len(self.sample)
+        meta = replace(
+            result.meta,
+            technique=name,
+            parameters=plain_parameters(technique),
+            provider=record.distribution if record else "",
+            version=record.version if record else "",
+            layer=result.meta.layer or layer,
+            seed=self.sample.seed,
+            passes={"forward": cost.forward / examples, "backward": cost.backward / examples},
+            shared=shared,
+            seconds=cost.seconds,
+            model=self.adapter.name,
+            model_hash=model_hash(self.adapter),
+            input_hash=_digest(tensors_of(self.sample.inputs)),
+            categories=None if self.adapter.categories is None else tuple(self.adapter.categories),
+            mean=self.adapter.mean,
+            std=self.adapter.std,
+            notes=(*result.meta.notes, *self.notes),
+            pellucid_version=_version(),
+            torch_version=str(torch.__version__),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        values = each(self._delivered, result.values) if isinstance(result.values, Tensor | Mapping) else result.values
+        changes: dict[str, Any] = {
+            "values": values,
+            "meta": meta,
+            "checks": Checks((*result.checks, *general_checks(values), *self.checks)),
+            "target": TargetRecord(self.sample.target.describe(), self.classes),
+            "inputs": each(lambda leaf: leaf.to(self.device), self.sample.inputs),
+        }
+        if layer is not None and getattr(result, "over", None) == "auto":
+            changes["over"] = layer
+        return replace(result, **changes)
+
+    def _delivered(self, values: Tensor) -> Tensor:
+        if values.dtype in (torch.float16, torch.bfloat16):
+            values = values.float()
+        return values.detach().to(self.device)
+
+
+def general_checks(values: Any) -> list[Check]:
+    """The certificates that every attribution gets: that it is finite, and that it says anything at all."""
+    if not isinstance(values, Tensor | Mapping):
+        return []
+    leaves = [leaf.flatten(1) for leaf in tensors_of(values) if isinstance(leaf, Tensor) and leaf.dim() > 1]
+    if not leaves:
+        return []
+    infinite = torch.stack([(~torch.isfinite(leaf)).sum(dim=1) for leaf in leaves]).sum(dim=0)
+    constant = torch.stack([leaf.amax(dim=1) == leaf.amin(dim=1) for leaf in leaves]).all(dim=0)
+    return [
+        Check.bound("finite", infinite, 0, "values that are NaN or infinite"),
+        Check.bound("not constant", constant, 0, "1 where all values of an example are equal"),
+    ]
+
+
+def plain_parameters(technique: Any) -> dict[str, Any]:
+    """A technique's parameters as JSON has them: tensors by shape, techniques by name and parameters."""
+    return {name: _plain(value) for name, value in technique.get_params().items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}" if value.numel() > 16 else value.tolist()
+    if hasattr(value, "get_params"):
+        record = getattr(value, "technique", None)
+        return {"use": record.name if record else type(value).__name__, **plain_parameters(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(part) for part in value]
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def model_hash(adapter: Adapter) -> str:
+    """A digest of a model's parameters and buffers: their names, shapes and some of their values."""
+    named = [*adapter.module.named_parameters(), *adapter.module.named_buffers()]
+    state = tuple((name, tensor.data_ptr(), _version_of(tensor)) for name, tensor in named)
+    known = adapter.cache.get("model hash")
+    if known is None or known[0] != state:
+        # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
+        tensors = [tensor.detach().flatten()[:: max(1, tensor.numel() // 100)] for _, tensor in named]
+        adapter.cache["model hash"] = known = (state, _digest(tensors, [name for name, _ in named]))
+    return str(known[1])
+
+
+def _version_of(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _digest(tensors: list[Tensor], names: list[str] | None = None) -> str:
+    digest = hashlib.blake2b(repr(names).encode(), digest_size=8)
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        values = tensor.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        digest.update(values.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    from pellucid import __version__
+
+    return __version__

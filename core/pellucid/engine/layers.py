@@ -1,0 +1,279 @@
+"""Finding layers: every place of a model by name, and the one that `layer="auto"` means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.engine.watch import Functions, Place, first_tensor
+from pellucid.errors import LayerError, nearest
+from pellucid.protocol.look import Layer
+
+SPATIAL_FUNCTIONS = frozenset(
+    {"conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d",
+     "lp_pool2d", "max_pool2d_with_indices", "boolean_dispatch", "interpolate", "pixel_unshuffle"}
+)  # fmt: skip
+"""Functions whose four-dimensional results are maps with the channels first, beyond doubt."""
+
+MOST_PREFIX_TOKENS = 16
+"""A class token, a distillation token and registers: no known vision transformer has more before its grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """One event of a traced forward pass.
+
+    Attributes:
+        place: where it is.
+        output: its tensor, of one example.
+        event: its place in the order of all events.
+    """
+
+    place: Place
+    output: Tensor
+    event: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What one forward pass of one example showed of a model.
+
+    Attributes:
+        places: every module call and function call that returned a tensor with the batch first, by name.
+        calls: how often each module ran.
+        modules: the names of all modules.
+        auto: the layer that "auto" means, or the reason why there is none.
+        bytes: what all outputs take together, for one example.
+    """
+
+    places: dict[str, Place]
+    calls: dict[str, int]
+    modules: tuple[str, ...]
+    auto: Place | str
+    bytes: int
+
+    def find(self, name: str) -> Place:
+        """The place of a layer by its name.
+
+        Raises:
+            LayerError: when there is none, the module does not run, or runs more than once.
+        """
+        if name == "auto":
+            if isinstance(self.auto, str):
+                raise LayerError(self.auto)
+            return self.auto
+        if name in self.places:
+            return self.places[name]
+        if name in self.calls:
+            if self.calls[name] > 1:
+                calls = [f"{name}:{call}" for call in range(self.calls[name])]
+                raise LayerError(
+                    f"layer '{name}' runs {len(calls)} times in one forward pass; say which call is meant: "
+                    + ", ".join(f"'{call}'" for call in calls[:6])
+                )
+            raise LayerError(
+                f"layer '{name}' returns no tensor with one row for each example, so that it cannot be looked at"
+            )
+        if name in self.modules:
+            raise LayerError(f"layer '{name}' exists but never runs in a forward pass of these inputs")
+        known = [*self.places, *self.modules]
+        raise LayerError(
+            f"the model has no layer '{name}'.{nearest(name, known)} `pellucid doctor` lists a model's layers; 'auto' "
+            "finds the last map of positions before the head"
+        )
+
+
+def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) -> Trace:
+    """Runs a model once on one example and notes every place where a tensor appears.
+
+    Args:
+        module: the model.
+        run: runs it on the example, whose leaves require gradients where they can, and returns the logits.
+        inputs: the example's tensors.
+    """
+    names = {part: name for name, part in module.named_modules()}
+    stack: list[str] = []
+    events: list[Traced] = []
+    producer: dict[int, int] = {}
+    counts: dict[str, int] = {}
+    module_of: dict[int, list[str]] = {}
+
+    def add(place: Place, tensor: Tensor) -> None:
+        producer[id(tensor)] = len(events)
+        events.append(Traced(place, tensor, len(events)))
+
+    def before(part: nn.Module, _: Any) -> None:
+        stack.append(names[part])
+
+    def after(part: nn.Module, _: Any, output: Any) -> None:
+        name = stack.pop()
+        call = counts[name] = counts.get(name, -1) + 1
+        tensor = first_tensor(output)
+        if tensor is None:
+            return
+        place = Place(_layer(f"{name}:{call}", tensor), name, call)
+        made_by = producer.get(id(tensor))
+        if made_by is None:
+            add(place, tensor)
+            module_of[len(events) - 1] = []
+        else:
+            events.append(Traced(place, tensor, made_by))
+            module_of.setdefault(made_by, []).append(f"{name}:{call}")
+
+    within: dict[str, int] = {}
+    spatial: set[int] = set()
+
+    def function(index: int, name: str, result: Any) -> Any:
+        tensor = first_tensor(result)
+        assert tensor is not None
+        path = f"{stack[-1] if stack else ''}/{name}"
+        call = within[path] = within.get(path, -1) + 1
+        if name in SPATIAL_FUNCTIONS:
+            spatial.add(len(events))
+        add(Place(_layer(f"{path}:{call}", tensor), None, index, name), tensor)
+        return result
+
+    handles = [part.register_forward_pre_hook(before) for part in names]
+    handles += [part.register_forward_hook(after) for part in names]
+    try:
+        with Functions(function):
+            logits = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    events = [event for event in events if event.output.dim() > 0 and event.output.shape[0] == 1]
+    grids = {tuple(event.output.shape[2:]) for event in events if event.event in spatial and event.output.dim() == 4}
+    shapes = [tuple(tensor.shape[2:]) for tensor in inputs if tensor.dim() == 4]
+    reader = _Reader({(int(h), int(w)) for h, w in grids}, shapes[0] if shapes else None)
+    events = [
+        replace(event, place=replace(event.place, layer=reader.read(event.place.layer, event.output)))
+        for event in events
+    ]
+    calls = {name: count + 1 for name, count in counts.items()}
+    places: dict[str, Place] = {}
+    for event in events:
+        name = event.place.layer.name
+        base = name.rpartition(":")[0]
+        alone = calls.get(base) == 1 if event.place.module is not None else within[base] == 0
+        places[name] = event.place
+        if alone:
+            places[base] = _renamed(event.place, base)
+    unique = {event.output.untyped_storage().data_ptr(): event.output for event in events}
+    return Trace(
+        places=places,
+        calls=calls,
+        modules=tuple(names.values()),
+        auto=_auto(events, places, logits, {id(tensor) for tensor in inputs}),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in unique.values()),
+    )
+
+
+def _renamed(place: Place, name: str) -> Place:
+    return replace(place, layer=replace(place.layer, name=name))
+
+
+def _layer(name: str, tensor: Tensor) -> Layer:
+    return Layer(name, tuple(tensor.shape[1:]))
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads from shapes alone how an output's positions lie.
+
+    Attributes:
+        grids: the sizes (h, w) of all maps that convolutions and poolings made.
+        image: the inputs' (H, W), or None where they are no images.
+    """
+
+    grids: set[tuple[int, int]]
+    image: tuple[int, ...] | None
+
+    def read(self, layer: Layer, tensor: Tensor) -> Layer:
+        """Notes the layout of a layer's output, where it has one."""
+        if self.image is None or not tensor.is_floating_point():
+            return layer
+        shape = layer.shape
+        if len(shape) == 3:
+            if self._is_grid(shape[1], shape[2]):
+                return replace(layer, layout="channels_first", grid=(shape[1], shape[2]))
+            if self._is_grid(shape[0], shape[1]):
+                return replace(layer, layout="channels_last", grid=(shape[0], shape[1]))
+        if len(shape) == 2 and (found := self._tokens(shape[0])):
+            return replace(layer, layout="tokens", grid=found, prefix=shape[0] - found[0] * found[1])
+        return layer
+
+    def _is_grid(self, h: int, w: int) -> bool:
+        if h * w < 2:
+            return False
+        return any(h == _shrunk(a, k) and w == _shrunk(b, k) for a, b in self._known() for k in range(4))
+
+    def _known(self) -> set[tuple[int, int]]:
+        assert self.image is not None
+        return self.grids or {(_shrunk(self.image[0], k), _shrunk(self.image[1], k)) for k in range(7)}
+
+    def _tokens(self, count: int) -> tuple[int, int] | None:
+        """The largest known grid, or one made of a known grid by merging patches, that the tokens can be."""
+        fits = [
+            (_shrunk(a, k), _shrunk(b, k))
+            for a, b in self._known()
+            for k in range(4)
+            if 0 <= count - _shrunk(a, k) * _shrunk(b, k) <= MOST_PREFIX_TOKENS and _shrunk(a, k) * _shrunk(b, k) > 1
+        ]
+        # A token grid fills its sequence: of 64 tokens, 8 x 8 without a prefix rather than 7 x 7 with 15.
+        return max(fits, key=lambda grid: grid[0] * grid[1], default=None)
+
+
+def _shrunk(size: int, halvings: int) -> int:
+    return -(-size // 2**halvings)
+
+
+def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs: set[int]) -> Place | str:
+    """The last map of positions before the head.
+
+    It is found on tensors, not on module names: the last one with a known grid through which the output depends on
+    more than one position. So the result of a functional ReLU counts as that of a module does; the final tokens of a
+    transformer that reads its class token only do not count, and neither do class maps, which belong to the head.
+    """
+    candidates = [
+        event
+        for event in events
+        if event.place.layer.layout and event.output.requires_grad and id(event.output) not in inputs
+    ]
+    if not candidates:
+        return (
+            "layer='auto' found no map of positions: expected a layer with maps (B, C, h, w), (B, h, w, C) or tokens "
+            "(B, n, C) of an image's positions; name a layer instead"
+        )
+    last = {event.event: event for event in candidates}
+    ordered = [last[event] for event in sorted(last)]
+    # Not-a-number spreads backwards along every path there is, whatever the weights, zero ones too; what stays finite
+    # has no path to the output.
+    tracer = torch.full_like(logits, torch.nan)
+    gradients = torch.autograd.grad(logits, [event.output for event in ordered], tracer, allow_unused=True)
+    classes = logits.shape[1] if logits.dim() > 1 else 0
+    best: Traced | None = None
+    for event, gradient in zip(ordered, gradients, strict=True):
+        if gradient is None:
+            continue
+        layer = event.place.layer
+        reached = layer.maps(gradient).isnan().any(dim=1)
+        channels = layer.maps(gradient).shape[1]
+        if int(reached.sum()) > 1 and (channels != classes or best is None):
+            best = event
+    if best is None:
+        return (
+            "layer='auto' found maps of positions, but the output depends on none of them through more than one "
+            "position; name a layer instead"
+        )
+    # The same tensor may be the result of a function and of several nested modules: its best-known name is the
+    # outermost module's.
+    same = [event.place for event in events if event.event == best.event]
+    modules = [place for place in same if place.module is not None]
+    chosen = min(modules, key=lambda place: (place.module or "").count("."), default=same[0])
+    short = chosen.layer.name.rpartition(":")[0]
+    return _renamed(chosen, short) if short in places else chosen

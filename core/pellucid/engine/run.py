@@ -1,0 +1,155 @@
+"""A run: techniques on a model under the guard, from the user's inputs to finished results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.adapter import Adapter
+from pellucid.engine.batching import check_batch_size
+from pellucid.engine.finish import Finisher
+from pellucid.engine.guard import guarded
+from pellucid.engine.inputs import make_sample
+from pellucid.engine.optimize import optimise
+from pellucid.engine.passes import Engine
+from pellucid.engine.planner import Cost, Drive, Outcome, Planner, Progress
+from pellucid.engine.station import classes_of
+from pellucid.errors import InputError, ParameterError, Unsuitable
+from pellucid.protocol.explainer import Explainer, as_passes
+from pellucid.protocol.sample import Sample
+from pellucid.registry import Technique, registry
+from pellucid.results import Explanation
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of techniques on a model, as the hook `pellucid_run` sees it.
+
+    Attributes:
+        adapter: the model.
+        techniques: what runs, by the names of the results.
+        inputs: as the user gave them.
+        target: as the user gave it.
+        work: makes each technique's passes, from its name, the technique and the sample.
+        batch_size: rows at once, or "auto".
+        seed: what every random draw depends on.
+        progress: told of the rows that are done.
+        device: where the model runs, or None for where it is.
+        total: what the passes cost together, once it has run.
+    """
+
+    adapter: Adapter
+    techniques: Mapping[str, Any]
+    inputs: Any
+    target: Any = None
+    work: Callable[[str, Any, Sample], Any] = lambda _, technique, sample: technique.explain(sample)
+    batch_size: int | str = "auto"
+    seed: int = 0
+    progress: Progress | None = None
+    device: torch.device | str | None = None
+    total: Cost = field(default_factory=Cost)
+
+    def start(self) -> Outcome:
+        """Runs within the hook `pellucid_run`, so that plugins can surround it."""
+        check_batch_size(self.batch_size)
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ParameterError(f"seed={self.seed!r}: expected an integer of at least 0")
+        return registry().hook.pellucid_run(run=self)  # type: ignore[no-any-return]
+
+    def execute(self) -> Outcome:
+        """Does the run; nothing of the model or the process is changed afterwards."""
+        module = self.adapter.module
+        trained = any(part.training for part in module.modules())
+        with ExitStack() as stack:
+            # The run's own modes come before anything is made, so that no tensor is bound to inference mode.
+            stack.enter_context(guarded(module, self.seed))
+            if self.device is not None:
+                stack.callback(module.to, Engine(self.adapter).device)
+                module.to(self.device)
+            return self._execute(trained)
+
+    def _execute(self, trained: bool) -> Outcome:
+        engine = Engine(self.adapter)
+        sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
+        if trained:
+            notes.append("the model was in train mode; it was explained in eval mode and put back")
+        checks = (optimise(engine, sample, self._layers_named()),) if self.adapter.optimize else ()
+        planner = Planner(engine, self.batch_size, self.progress)
+        drives = {
+            name: Drive(as_passes(self.work(name, technique, sample)), uses_of(technique))
+            for name, technique in self.techniques.items()
+        }
+        outcome = planner.run(drives)
+        self.total = outcome.total
+        given = next(iter(self.inputs.values())) if isinstance(self.inputs, Mapping) else self.inputs
+        finisher = Finisher(
+            self.adapter,
+            sample,
+            classes_of(sample.target, planner.base(sample), len(sample)),
+            (*self.adapter.notes, *notes),
+            checks,
+            given.device if isinstance(given, Tensor) else torch.device("cpu"),
+        )
+        for name, result in list(outcome.results.items()):
+            if not isinstance(result, Explanation):
+                continue
+            try:
+                layer = self._layer(engine, sample, result)
+                outcome.results[name] = finisher.finish(
+                    result, self.techniques[name], drives[name].cost, layer=layer, shared=len(drives) > 1
+                )
+            except Exception as error:
+                del outcome.results[name]
+                outcome.errors[name] = error
+        return outcome
+
+    @staticmethod
+    def _layer(engine: Engine, sample: Sample, result: Explanation) -> str | None:
+        """The layer that a result is over, found: "auto" is recorded by its name."""
+        over = getattr(result, "over", None)
+        if over == "auto":
+            return engine.find(sample, over).layer.name
+        return None
+
+    def _layers_named(self) -> frozenset[str]:
+        """The texts among the techniques' parameters, some of which name layers."""
+        texts = [value for technique in self.techniques.values() for value in technique.get_params().values()]
+        return frozenset(text.partition(":")[0] for text in texts if isinstance(text, str))
+
+
+def uses_of(technique: Any) -> frozenset[str] | None:
+    """What a technique declared that it asks of a model; None where it was made without its record."""
+    record: Technique | None = getattr(technique, "technique", None)
+    if record is None:
+        return None
+    # A technique that takes another as a parameter asks what that one asks, too.
+    inner = [uses_of(value) for value in technique.get_params().values() if isinstance(value, Explainer)]
+    if any(uses is None for uses in inner):
+        return None
+    return frozenset(record.uses).union(*(uses for uses in inner if uses is not None))
+
+
+def check_suits(adapter: Adapter, technique: Any) -> None:
+    """Refuses a technique that needs what the model does not offer.
+
+    Raises:
+        Unsuitable: with what is missing.
+    """
+    uses = uses_of(technique) or frozenset()
+    if missing := uses - adapter.offers:
+        record = technique.technique
+        raise Unsuitable(
+            f"technique '{record.name}' needs {sorted(missing)}, which {adapter.name} does not offer (it offers "
+            f"{sorted(adapter.offers)}); what runs on it: pellucid.techniques(works_with=model)"
+        )
+
+
+def check_inputs_given(inputs: Any) -> None:
+    """Refuses what is plainly no input, with a word on what is."""
+    if inputs is None:
+        raise InputError("the inputs are None; expected a tensor (B, ...), photos, or a mapping or tuple of tensors")

@@ -1,0 +1,59 @@
+"""The protocol: what a technique is written in."""
+
+from pellucid.protocol.derived import Derived, Make
+from pellucid.protocol.explainer import Evaluator, Explainer, Passes, Projector, as_passes, together
+from pellucid.protocol.fold import Fold, Folding, Mean, Moments, Part, Sum
+from pellucid.protocol.leaves import Inputs, Leaves, each, per_example, tensors_of
+from pellucid.protocol.look import Layer, Look, Looks, Seen, SeenTogether
+from pellucid.protocol.sample import Frame, Sample
+from pellucid.protocol.target import (
+    ClassLogit,
+    Contrast,
+    Custom,
+    Loss,
+    Region,
+    Score,
+    Similarity,
+    Target,
+    Unit,
+    make_target,
+)
+
+__all__ = [
+    "ClassLogit",
+    "Contrast",
+    "Custom",
+    "Derived",
+    "Evaluator",
+    "Explainer",
+    "Fold",
+    "Folding",
+    "Frame",
+    "Inputs",
+    "Layer",
+    "Leaves",
+    "Look",
+    "Looks",
+    "Loss",
+    "Make",
+    "Mean",
+    "Moments",
+    "Part",
+    "Passes",
+    "Projector",
+    "Region",
+    "Sample",
+    "Score",
+    "Seen",
+    "SeenTogether",
+    "Similarity",
+    "Sum",
+    "Target",
+    "Unit",
+    "as_passes",
+    "each",
+    "make_target",
+    "per_example",
+    "tensors_of",
+    "together",
+]

@@ -1,0 +1,100 @@
+"""The three kinds of technique, and how they compose."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from pellucid.errors import ProtocolError
+from pellucid.protocol.look import Look, Looks, Seen, SeenTogether
+from pellucid.protocol.parameters import Parametrised
+from pellucid.protocol.sample import Sample
+
+if TYPE_CHECKING:
+    from pellucid.results import Explanation, Projection, Scores
+
+R = TypeVar("R")
+E_co = TypeVar("E_co", bound="Explanation", covariant=True)
+Passes: TypeAlias = Generator[Look, Seen, R]
+"""What a technique's method returns: it yields looks, is sent what was seen, and ends with its result."""
+
+
+class Explainer(Parametrised, ABC):
+    """A technique that explains a decision, a representation or a model.
+
+    Subclasses are frozen dataclasses (`@dataclass(frozen=True, eq=False)`) whose fields are the technique's parameters.
+    """
+
+    @abstractmethod
+    def explain(self, sample: Sample) -> Passes[Any] | Explanation:
+        """Yields looks at the sample and returns an explanation; without a `yield`, simply returns it."""
+
+
+class Evaluator(Parametrised, ABC):
+    """A technique that scores an explanation."""
+
+    @abstractmethod
+    def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores] | Scores:
+        """Yields looks at the sample and returns the explanation's scores, one for each example."""
+
+
+class Projector(Parametrised, ABC):
+    """A technique that maps states, such as features, to a few dimensions."""
+
+    @abstractmethod
+    def project(self, states: Any, *, seed: int = 0) -> Projection:
+        """Fits the map to states and places them on it.
+
+        Args:
+            states: (n, d) points, or (T, n, d) points through time.
+            seed: every random draw depends on it and on nothing else.
+        """
+
+
+def as_passes(made: Any) -> Generator[Look, Seen, Any]:
+    """Makes a generator of what a technique's method returned, which may be the result itself."""
+    if inspect.isgenerator(made):
+        return made
+
+    def at_once() -> Generator[Look, Seen, Any]:
+        return made
+        yield  # the unreachable `yield` makes this function a generator
+
+    return at_once()
+
+
+def together(*passes: Any) -> Passes[tuple[Any, ...]]:
+    """Drives several techniques side by side, so that they share passes, and returns their results in order.
+
+    Use it with `yield from`:
+
+        one, two = yield from together(a.explain(sample), b.explain(sample))
+    """
+    generators = [as_passes(one) for one in passes]
+    results: dict[int, Any] = {}
+    pending: dict[int, Look] = {}
+
+    def advance(index: int, seen: Seen | None) -> None:
+        try:
+            pending[index] = generators[index].send(seen)  # type: ignore[arg-type]
+        except StopIteration as stop:
+            pending.pop(index, None)
+            results[index] = stop.value
+
+    try:
+        for index in range(len(generators)):
+            advance(index, None)
+        while pending:
+            order = list(pending)
+            looks = tuple(pending[index] for index in order)
+            seen = yield Looks(at=looks[0].at, parts=looks)
+            if not isinstance(seen, SeenTogether) or len(seen.parts) != len(looks):
+                raise ProtocolError(f"`together` was sent {type(seen).__name__}; expected a Seen for each of its looks")
+            for index, part in zip(order, seen.parts, strict=True):
+                advance(index, part)
+    finally:
+        for generator in generators:
+            generator.close()
+    return tuple(results[index] for index in range(len(generators)))

@@ -1,0 +1,161 @@
+"""Looks: what a technique asks of the model, and what it is sent back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pellucid.errors import LayerError, ProtocolError
+from pellucid.protocol.fold import Fold
+from pellucid.protocol.target import Target
+
+if TYPE_CHECKING:
+    from pellucid.protocol.derived import Derived
+    from pellucid.protocol.sample import Sample
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A place in the model, found: what its output is and how its positions lie.
+
+    Attributes:
+        name: the module's name (`"layer4"`), with `":k"` for the k-th call of a reused module, or, for the result of a
+            function that is no module, the module that calls it, a slash and the function's (`"/relu:2"`).
+        shape: the output's shape for one example, without the batch axis.
+        layout: `"channels_first"` (C, h, w), `"channels_last"` (h, w, C), `"tokens"` (prefix + h x w, C), or `""` where
+            the output has no spatial positions.
+        grid: (h, w), or () without positions.
+        prefix: how many tokens, such as the class token, stand before the grid.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str = ""
+    grid: tuple[int, ...] = ()
+    prefix: int = 0
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Views values (..., *shape) of the layer as maps (..., C, h, w); prefix tokens are left out.
+
+        Raises:
+            LayerError: when the layer has no spatial positions.
+        """
+        if not self.layout:
+            raise LayerError(
+                f"layer '{self.name}' gives {self.shape} for each example, which has no map of positions; choose a "
+                "layer with maps (B, C, h, w), (B, h, w, C) or tokens (B, n, C), or layer='auto'"
+            )
+        if self.layout == "channels_first":
+            return values
+        if self.layout == "channels_last":
+            return values.movedim(-1, -3)
+        grid = values[..., self.prefix :, :]
+        return grid.transpose(-1, -2).unflatten(-1, self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One thing that a technique asks of the model.
+
+    Attributes:
+        at: the sample, or a sample derived from it, that the model is shown.
+        outputs: whether the model's output is wanted.
+        activations: names of layers whose outputs are wanted.
+        gradients: names of layers, or `"input"`, by which the target's gradient is wanted.
+        targets: several targets in place of the sample's: scores and gradients then have a further first axis.
+        fold: how the derived axis is reduced as it streams by; None keeps it, in memory.
+    """
+
+    at: Sample | Derived
+    outputs: bool = False
+    activations: Sequence[str] = ()
+    gradients: Sequence[str] = ()
+    targets: Sequence[Target] | None = None
+    fold: Fold | None = None
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """The words of a technique's `uses` that the look needs."""
+        words = {"outputs"}
+        if self.activations or any(target.layers for target in self.targets or ()):
+            words.add("activations")
+        if self.gradients:
+            words.add("gradients")
+        return frozenset(words)
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the engine sends back for a look.
+
+    For a derived sample every value has the derived axis first, (n, B, ...), unless the look's fold took it away.
+
+    Attributes:
+        scores: the target's score, (B,) or (n, B); with several targets (T, B) or (T, n, B). Never folded.
+        outputs: what the model returned, or None where it was not asked.
+        activations: the layers' outputs by the names that the look gave.
+        gradients: the target's gradients by the names that the look gave; `"input"` has the inputs' form.
+        layers: the layers found, by the names that the look gave (`"auto"` among them).
+        spread: the variances that the fold `Moments` gives: `spread["gradients"]["input"]` and so on.
+        folded: what the fold `Sum` gives.
+        classes: (B,) the class that each example is explained for, where the target is one.
+    """
+
+    scores: Tensor
+    outputs: Any = None
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    spread: Any = None
+    folded: Any = None
+    classes: Tensor | None = None
+
+    def maps(self, layer: str) -> Tensor:
+        """A layer's activations as maps (B, C, h, w), whatever the layout: channels first or last, or tokens.
+
+        Raises:
+            LayerError: when the layer has no spatial positions.
+        """
+        return self.layers[layer].maps(self.activations[layer])
+
+    def map_gradients(self, layer: str) -> Tensor:
+        """The target's gradient by a layer, as maps (B, C, h, w).
+
+        Raises:
+            LayerError: when the layer has no spatial positions.
+        """
+        return self.layers[layer].maps(self.gradients[layer])
+
+
+@dataclass(frozen=True, eq=False)
+class Looks(Look):
+    """Several looks at once: what `together` yields.
+
+    Attributes:
+        parts: the looks, which may be `Looks` themselves.
+    """
+
+    parts: tuple[Look, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ProtocolError("there is nothing to look at: `Looks` without parts")
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """All that the parts need."""
+        return frozenset().union(*(part.asks for part in self.parts))
+
+
+@dataclass(frozen=True, eq=False)
+class SeenTogether(Seen):
+    """What the engine sends back for several looks at once.
+
+    Attributes:
+        parts: a `Seen` for each look.
+    """
+
+    parts: tuple[Seen, ...] = ()

@@ -1,0 +1,222 @@
+"""What is explained: inputs, target, and the samples derived from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pellucid.errors import ParameterError
+from pellucid.protocol.leaves import Inputs, each, tensors_of
+from pellucid.protocol.target import Target
+
+if TYPE_CHECKING:
+    from pellucid.protocol.derived import Derived, Make
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """How a model is called: where the inputs go, and what goes along unattributed.
+
+    Attributes:
+        build: makes the model's positional and keyword arguments from inputs and extras.
+        extras: further tensors with one row for each example (token ids, masks), by name.
+    """
+
+    build: Callable[[Any, dict[str, Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _alone(inputs: Any, extras: dict[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (inputs,), {}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Inputs with their target: what an explainer explains.
+
+    Attributes:
+        inputs: a tensor (B, ...), or `Leaves` of such tensors where the model has several inputs.
+        target: the score that is explained, see `Target`.
+        seed: every random draw of an explanation depends on it and on nothing else.
+        mean: the channel means that the inputs were normalised with, or None where unknown.
+        std: the channel standard deviations that the inputs were normalised with, or None.
+        frame: how the model is called with the inputs.
+    """
+
+    inputs: Any
+    target: Target
+    seed: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    frame: Frame = field(default_factory=lambda: Frame(_alone), repr=False)
+    _baselines: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return int(tensors_of(self.inputs)[0].shape[0])
+
+    def __getitem__(self, examples: int | slice | Sequence[int] | Tensor) -> Sample:
+        """Some of the examples, as a sample of their own with the same target."""
+        chosen = torch.arange(len(self))[[examples] if isinstance(examples, int) else examples]
+        extras = {name: extra[chosen.to(extra.device)] for name, extra in self.frame.extras.items()}
+        return Sample(
+            each(lambda leaf: leaf[chosen.to(leaf.device)], self.inputs),
+            self.target.fixed_by(self).picked(chosen),
+            self.seed,
+            self.mean,
+            self.std,
+            Frame(self.frame.build, extras),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return tensors_of(self.inputs)[0].device
+
+    def at(self, inputs: Inputs) -> Sample:
+        """A plain sample with other inputs of the same number, and the same target."""
+        return Sample(inputs, self.target.fixed_by(self), self.seed, self.mean, self.std, self.frame)
+
+    def generator(self, *labels: object) -> torch.Generator:
+        """A random generator that depends on the seed and the labels alone.
+
+        Draw on the CPU with it and move what was drawn, so that every device sees the same numbers.
+        """
+        digest = hashlib.blake2b(repr((self.seed, *labels)).encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+    def baseline(self, spec: Any = "zero") -> Any:
+        """Makes a baseline of the inputs' shape, the same object for the same spec.
+
+        Args:
+            spec: `"zero"`; `"black"` (the darkest value a photo can have under the model's normalisation);
+                `"mean"` (each example's channel means); `"blur"` (Gaussian, sigma an eighth of the shorter side);
+                a number; or a tensor (or `Leaves`) that broadcasts to the inputs.
+
+        Raises:
+            ParameterError: for an unknown word, or a shape that does not broadcast.
+        """
+        key = spec if isinstance(spec, (str, int, float)) else id(spec)
+        if key not in self._baselines:
+            # The spec is kept with its baseline, so that its identity stays its own.
+            self._baselines[key] = (spec, self._make_baseline(spec))
+        return self._baselines[key][1]
+
+    def _make_baseline(self, spec: Any) -> Any:
+        if isinstance(spec, str):
+            if spec not in _BASELINES:
+                raise ParameterError(
+                    f"baseline '{spec}' is unknown; expected one of {sorted(_BASELINES)}, a number or a tensor"
+                )
+            return each(lambda leaf: _BASELINES[spec](leaf, self), self.inputs)
+        if isinstance(spec, (int, float)):
+            return each(lambda leaf: torch.full_like(leaf, spec), self.inputs)
+
+        def fit(leaf: Tensor, given: Any) -> Tensor:
+            given = torch.as_tensor(given, dtype=leaf.dtype, device=leaf.device)
+            if not bool(torch.isfinite(given).all()):
+                raise ParameterError("the baseline has values that are not finite (NaN or infinity)")
+            try:
+                return given.expand_as(leaf)
+            except RuntimeError:
+                raise ParameterError(
+                    f"the baseline has shape {tuple(given.shape)}, which does not broadcast to the inputs' "
+                    f"{tuple(leaf.shape)}"
+                ) from None
+
+        return each(fit, self.inputs, spec)
+
+    def derived(self, n: int, make: Make, *, key: Any = None) -> Derived:
+        """`n` draws of every example, made lazily by a function of the rows.
+
+        Args:
+            n: how many draws of every example.
+            make: takes the inputs' rows, the draws (rows,) and the examples (rows,), and returns the rows to show to
+                the model; see `Make`.
+            key: hashable parameters that, for the same sample, always make the same rows: looks at derived samples
+                with equal keys share their passes.
+        """
+        from pellucid.protocol.derived import Derived
+
+        return Derived(self, n, make, key)
+
+    def along(self, baseline: Any, alphas: Tensor | Sequence[float]) -> Derived:
+        """Points on the straight path from a baseline (alpha 0) to the inputs (alpha 1).
+
+        Args:
+            baseline: as for `baseline`.
+            alphas: (n,) places on the path.
+        """
+        from pellucid.protocol.derived import along
+
+        return along(self, baseline, alphas)
+
+    def jittered(self, n: int, scale: float, *, relative: bool = True, label: str = "jitter") -> Derived:
+        """The inputs with Gaussian noise, the same noise for every example.
+
+        Args:
+            n: how many draws.
+            scale: the standard deviation, as a share of each example's range (max - min) or absolute.
+            relative: whether `scale` is a share of the range.
+            label: draws under different labels are independent.
+        """
+        from pellucid.protocol.derived import jittered
+
+        return jittered(self, n, scale, relative=relative, label=label)
+
+    def masked(self, n: int, masks: Tensor | Callable[[Tensor, Tensor], Tensor], baseline: Any = "zero") -> Derived:
+        """The inputs where a mask is one, a baseline where it is zero, blended between.
+
+        Args:
+            n: how many masks.
+            masks: a tensor (n, ...) for all examples, or a function of the draws (rows,) and examples (rows,) that
+                returns (rows, ...); it must broadcast to the inputs' rows.
+            baseline: as for `baseline`.
+        """
+        from pellucid.protocol.derived import masked
+
+        return masked(self, n, masks, baseline)
+
+
+def _black(leaf: Tensor, sample: Sample) -> Tensor:
+    if sample.mean is None or sample.std is None:
+        return leaf.amin(dim=tuple(range(1, leaf.dim())), keepdim=True).expand_as(leaf)
+    mean, std = torch.tensor(sample.mean), torch.tensor(sample.std)
+    black = (-mean / std).to(leaf).reshape(1, -1, *(1,) * (leaf.dim() - 2))
+    return black.expand_as(leaf)
+
+
+def _mean(leaf: Tensor, sample: Sample) -> Tensor:
+    if leaf.dim() < 3:
+        return leaf.mean(dim=0, keepdim=True).expand_as(leaf)
+    return leaf.mean(dim=tuple(range(2, leaf.dim())), keepdim=True).expand_as(leaf)
+
+
+def _blur(leaf: Tensor, sample: Sample) -> Tensor:
+    if leaf.dim() != 4:
+        raise ParameterError(f"baseline 'blur' is for images (B, C, H, W); the inputs are {tuple(leaf.shape)}")
+    sigma = min(leaf.shape[2:]) / 8
+    blurred = leaf
+    for axis in (2, 3):
+        reach = min(int(3 * sigma), leaf.shape[axis] - 1)
+        if reach == 0:
+            continue
+        places = torch.arange(-reach, reach + 1, dtype=leaf.dtype, device=leaf.device)
+        kernel = torch.exp(-(places**2) / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).reshape((1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1))
+        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+        blurred = F.conv2d(F.pad(blurred, pad, mode="reflect").flatten(0, 1)[:, None], kernel).reshape(leaf.shape)
+    return blurred
+
+
+_BASELINES: dict[str, Callable[[Tensor, Sample], Tensor]] = {
+    "zero": lambda leaf, _: torch.zeros_like(leaf),
+    "black": _black,
+    "mean": _mean,
+    "blur": _blur,
+}

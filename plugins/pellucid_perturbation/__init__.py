@@ -1,0 +1,43 @@
+"""Explainers that change the input and watch the score: they need nothing of a model but its output."""
+
+from collections.abc import Iterator
+
+from pellucid import Technique, hookimpl
+
+
+@hookimpl
+def pellucid_techniques() -> Iterator[Technique]:
+    """The perturbation family."""
+    yield Technique(
+        "occlusion",
+        kind="explainer",
+        summary="Slides a window over the input and measures how much the score drops where it hides.",
+        target="pellucid_perturbation.occlusion:Occlusion",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box"},
+        reference="Zeiler & Fergus, 2014",
+    )
+    yield Technique(
+        "feature_ablation",
+        kind="explainer",
+        summary="Hides one feature, or one group of features, at a time and measures how much the score drops.",
+        target="pellucid_perturbation.feature_ablation:FeatureAblation",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box"},
+        reference="Li et al., 2016",
+    )
+    yield Technique(
+        "rise",
+        kind="explainer",
+        summary="Averages the score over random masks: how much it rises when a pixel is known to be shown.",
+        target="pellucid_perturbation.rise:RISE",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box", "stochastic"},
+        reference="Petsiuk et al., 2018",
+    )
