@@ -100,6 +100,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(discovery, "_current", [])
     before = set(sys.modules)
     yield Site(folder)
     for name in set(sys.modules) - before:

@@ -31,7 +31,9 @@ def plainly(model, inputs, target, window, stride, baseline):
     for example in range(len(inputs)):
         covered = torch.zeros(shape, dtype=inputs.dtype)
         full = model(inputs[example : example + 1])[0, target[example]]
-        places = [range(0, math.ceil((size - w) / s) * s + 1, s) for size, w, s in zip(shape, window, stride, strict=True)]
+        places = [
+            range(0, math.ceil((size - w) / s) * s + 1, s) for size, w, s in zip(shape, window, stride, strict=True)
+        ]
         for start in torch.cartesian_prod(*(torch.tensor(list(place)) for place in places)).reshape(-1, len(shape)):
             hidden = inputs[example : example + 1].clone()
             where = tuple(slice(int(a), int(a) + w) for a, w in zip(start, window, strict=True))

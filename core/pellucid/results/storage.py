@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,8 @@ def write(path: str | Path, kind: str, parts: Mapping[str, Any], records: Mappin
             f"cannot write '{path}': {error}; expected an existing folder that can be written and has room"
         ) from error
     finally:
-        draft.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) and path.parent.is_dir() else None
+        with suppress(OSError):  # where the folder cannot be written there is no draft to remove
+            draft.unlink()
     return path
 
 
