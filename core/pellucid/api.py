@@ -18,10 +18,11 @@ from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFa
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.registry import Technique, registry
 from pellucid.registry.lookup import create, techniques
-from pellucid.results import Attribution, Explanation, Projection, Scores
+from pellucid.results import Explanation
 
 if TYPE_CHECKING:
     from pellucid.engine.planner import Progress
+    from pellucid.results import Projection, Scores
 
 _learnt: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -134,6 +135,8 @@ def evaluate(
     Raises:
         As `explain`; besides, TargetError when explanations of a custom target come without it.
     """
+    from pellucid.results import Scores
+
     check_inputs_given(inputs)
     adapter = adapt(model)
     given = _explanations(explanations)
@@ -239,7 +242,7 @@ def _answer(outcome: Any, order: Iterable[str], single: bool) -> Any:
     return next(iter(results.values())) if single else results
 
 
-def _explanations(given: Any) -> dict[str, Attribution]:
+def _explanations(given: Any) -> dict[str, Explanation]:
     if isinstance(given, Explanation):
         given = {given.meta.technique or "explanation": given}
     elif not isinstance(given, Mapping):

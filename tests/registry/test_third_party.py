@@ -92,9 +92,8 @@ def test_it_uses_public_names_only(installed):
                     assert {alias.name for alias in node.names} <= set(pellucid.__all__)
 
 
-def test_it_is_typed(installed, tmp_path_factory):
+def test_both_are_typed(tmp_path):
     pytest.importorskip("mypy")
-    project, _, _ = installed
-    cache = tmp_path_factory.getbasetemp() / "mypy"  # the second one finds what the first one learnt of torch
-    ran = run("-m", "mypy", "--strict", "--cache-dir", cache, "src", folder="", cwd=project)
+    sources = [EXAMPLE / "src", make("freshly_made", tmp_path) / "src"]
+    ran = run("-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", *sources, folder="", cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout

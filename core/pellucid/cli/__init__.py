@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pellucid.errors import PellucidError, nearest
 COMMANDS = {
     "list": "list the techniques",
     "show": "show one technique: its record, its parameters, whether it can be used",
+    "bench": "time techniques on a model against the raw cost of their passes",
     "check": "check a technique, or all techniques of a plugin, against the contract",
     "new": "make a plugin package that works, to start from",
 }
@@ -35,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Exit codes: 0; 1 where the answer is negative, such as a failed check, or Pellucid itself failed; 2 for a user's
     mistake; 130 after Ctrl-C. With `PELLUCID_DEBUG=1` errors show their traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?" for it
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()

@@ -78,7 +78,8 @@ def _chosen(name: str, known: Registry) -> list[Technique]:
 
 
 def _origins(record: Technique) -> set[str]:
-    return {_plain(part) for part in (record.plugin, record.distribution, record.target.partition(".")[0]) if part}
+    package = re.split(r"[.:]", record.target)[0]
+    return {_plain(part) for part in (record.plugin, record.distribution, package) if part}
 
 
 def _plain(name: str) -> str:
