@@ -10,9 +10,8 @@ def build(name: str) -> nn.Module:
     """EfficientNet-Lite0 with its ImageNet weights, or any classifier of torchvision with random ones."""
     if name == "efficientnet_lite0":
         import pellucid
-        from pellucid.data import load_model
 
-        return pellucid.adapt(load_model("demo:efficientnet_lite0")).module
+        return pellucid.load_model("demo:efficientnet_lite0").module
     import torchvision
 
     torch.manual_seed(0)

@@ -226,7 +226,7 @@ def _relevance(sample: Sample, explanation: Any) -> Tensor:
         raise InputError(f"the explanation is of {len(explanation)} examples; the sample has {len(sample)}")
     relevance: Tensor
     if inputs.dim() == 4:
-        relevance = explanation.heatmap(tuple(inputs.shape[2:]))
+        relevance = explanation.heatmap((inputs.shape[2], inputs.shape[3]))
     elif explanation.values.shape == inputs.shape:
         relevance = explanation.values.sum(dim=1) if inputs.dim() == 3 else explanation.values
     else:

@@ -37,7 +37,7 @@ class IntegratedGradients(Explainer):
     n_steps: Annotated[int, Ge(1)] = 50
     quadrature: Quadrature = "gausslegendre"
     tolerance: Annotated[float, Gt(0)] | None = None
-    max_steps: Annotated[int, Ge(1)] = 800
+    max_steps: Annotated[int, Ge(1)] = 400
 
     axioms: ClassVar[frozenset[str]] = frozenset(
         {"completeness", "linearity", "symmetry", "sensitivity", "implementation_invariance"}

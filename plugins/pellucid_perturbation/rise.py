@@ -90,10 +90,11 @@ class RISE(Explainer):
     def _weigh(self, masks: _Masks, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The value of every pixel, (B, 1, ...), and its standard error, from the scores (n, B)."""
         n = len(scores)
-        centred = scores - scores.mean(dim=0) if self.centred else scores
+        # Of centred scores and masks the same products give the covariance, and its error: that of the means cancels.
+        centred, known = (scores - scores.mean(dim=0), self.p) if self.centred else (scores, 0.0)
         first = second = torch.zeros((), dtype=scores.dtype, device=scores.device)
         for start, chunk in masks.chunks(_CHUNK):
-            mask, score = chunk.to(scores), centred[start : start + len(chunk)]
+            mask, score = chunk.to(scores) - known, centred[start : start + len(chunk)]
             first = first + torch.tensordot(score, mask, dims=([0], [0]))
             second = second + torch.tensordot(score**2, mask**2, dims=([0], [0]))
         variance = (second / n - (first / n) ** 2).clamp_min(0) * n / (n - 1)

@@ -230,3 +230,13 @@ def test_new_refuses_bad_names_and_overwrites_nothing(site, tmp_path):
     assert "there is no folder" in one_line(site.run("new", "fine", "--into", str(tmp_path / "absent")))
     assert [path.name for path in tmp_path.iterdir() if path.name != "site"] == ["pellucid-there"]
     assert (tmp_path / "pellucid-there").read_text() == "mine"
+
+
+def test_list_works_with_a_model_by_reference(site):
+    (site.folder / "own_models.py").write_text("def black_box():\n    return lambda inputs: inputs.sum(axis=1)\n")
+    ran = site.run("list", "--works-with", "python:own_models:black_box")
+    assert ran.returncode == 0, ran.stderr
+    names = {row[0] for row in rows(ran)}
+    assert "occlusion" in names
+    assert "saliency" not in names
+    assert "reference" in one_line(site.run("list", "--works-with", "surely not a model"))

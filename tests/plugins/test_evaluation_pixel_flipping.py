@@ -58,6 +58,15 @@ def plain_curve(model, inputs, target, relevance, taken, baseline, *, side=1, or
     return torch.stack(curves)
 
 
+def values_of(scores):
+    return scores.values[0]
+
+
+def curve_of(scores):
+    """The places and the mean curve over the examples."""
+    return scores.curve_x[0], scores.curve_y[0].mean(dim=0)
+
+
 def score(model, inputs, relevance, evaluator, target=TARGET):
     return pellucid.evaluate(model, inputs, {"mine": relevance}, [evaluator], target, controls=False)
 

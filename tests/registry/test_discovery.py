@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from pellucid import PluginError, Technique, hookimpl, registry
+from pellucid import ModelError, PluginError, Technique, hookimpl, registry
 from pellucid.registry import discovery
 
 HEAD = "from pellucid import Technique, hookimpl\n"
@@ -182,7 +182,7 @@ def test_trace_tells_each_hook_call_with_result_and_time(site, capsys, monkeypat
     made.hook.pellucid_adapt(model=object(), options={"fast": True})
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("pellucid_techniques() [a_dist, core] -> [2 x Technique] in ")
-    assert second.startswith("pellucid_adapt(model=<object>, options={'fast': True}) [] -> None in ")
+    assert second.startswith("pellucid_adapt(model=<object>, options={'fast': True}) [core] -> None in ")
     assert second.endswith(" ms")
 
 
@@ -196,9 +196,9 @@ def test_trace_tells_a_failure_and_is_silent_unless_asked(site, capsys, monkeypa
         monkeypatch.setenv("PELLUCID_TRACE", value)
         made = site.registry(trace=None)
         made.register(Bad(), "bad")
-        with pytest.raises(ValueError, match="no such model"):
+        with pytest.raises(PluginError, match="ValueError: no such model"):
             made.hook.pellucid_adapt(model=1, options={})
-        assert ("ValueError('no such model')" in capsys.readouterr().err) is not silent
+        assert ("-> PluginError(" in capsys.readouterr().err) is not silent
 
 
 class Local:
@@ -235,6 +235,25 @@ def test_a_wrong_plugin_registered_by_program_is_refused_whole(site):
         made.register(Local(), "a_dist")
     assert list(made.records) == ["one"]
     assert made.problems == []
+
+
+def test_a_plugin_whose_hook_fails_is_named_with_a_way_on(site):
+    adapts = HEAD + "@hookimpl\ndef pellucid_adapt(model):\n    {}\n"
+    site.add("bad-dist", {"bad": "adapts_badly"}, adapts_badly=adapts.format("return model.surely_not"))
+    site.add("good-dist", {"good": "adapts_well"}, adapts_well=adapts.format("return 'adapted'"))
+    site.add("strict-dist", {"strict": "adapts_strictly"})
+    (site.folder / "adapts_strictly.py").write_text(
+        f"from pellucid import ModelError\n{HEAD}@hookimpl(tryfirst=True)\n"
+        "def pellucid_adapt(model):\n    if model == 'old':\n        raise ModelError('too old')\n"
+    )
+    made = site.registry(disable=["good"])
+    with pytest.raises(
+        PluginError, match=r"plugin bad failed in its hook `pellucid_adapt`: AttributeError.*DISABLE=bad"
+    ):
+        made.hook.pellucid_adapt(model=1, options={})
+    with pytest.raises(ModelError, match=r"^too old$"):
+        made.hook.pellucid_adapt(model="old", options={})
+    assert site.registry(disable=["bad"]).hook.pellucid_adapt(model=1, options={}) == "adapted"
 
 
 def test_run_is_executed_inside_the_wrappers(site):

@@ -97,3 +97,15 @@ def test_register_adds_to_the_registry_of_the_process(several):
         pellucid.register(Several())
     [made] = [record for record in pellucid.register(Several(), "several") if record.name == "rise"]
     assert pellucid.technique("rise") is made
+
+
+def test_works_with_keeps_what_the_model_can_serve():
+    torch = pytest.importorskip("torch")
+    every = {record.name for record in pellucid.techniques()}
+    differentiable = {record.name for record in pellucid.techniques(works_with=torch.nn.Linear(3, 2))}
+    black_box = pellucid.techniques(works_with=lambda inputs: inputs.sum(axis=1))
+    assert "saliency" in differentiable <= every
+    assert {"occlusion", "rise"} <= {record.name for record in black_box} < differentiable
+    assert all(record.uses <= {"outputs"} for record in black_box)
+    explainers = pellucid.techniques("explainer", works_with=pellucid.adapt(torch.nn.Linear(3, 2)), tags="black_box")
+    assert {record.kind for record in explainers} == {"explainer"}

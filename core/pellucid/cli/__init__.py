@@ -22,8 +22,12 @@ from typing import NoReturn
 from pellucid.errors import PellucidError, nearest
 
 COMMANDS = {
+    "demo": "explain photos by a real network and write a report, offline",
     "list": "list the techniques",
     "show": "show one technique: its record, its parameters, whether it can be used",
+    "doctor": "tell what works here and with a model, and what is wrong with plugins",
+    "explain": "explain what a model says of images",
+    "run": "run a pipeline of named steps from a YAML file",
     "bench": "time techniques on a model against the raw cost of their passes",
     "check": "check a technique, or all techniques of a plugin, against the contract",
     "new": "make a plugin package that works, to start from",

@@ -31,14 +31,13 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     import pellucid
-    from pellucid.data import load_model
     from pellucid.errors import ParameterError
 
     for name in ("size", "examples", "repeats"):
         if getattr(options, name) < 1:
             raise ParameterError(f"--{name} is {getattr(options, name)}; expected at least 1")
     techniques = {name.strip(): pellucid.create(name.strip()) for name in options.technique.split(",") if name.strip()}
-    adapter = pellucid.adapt(load_model(options.model), optimize=options.optimize)
+    adapter = pellucid.adapt(pellucid.load_model(options.model), optimize=options.optimize)
     inputs = torch.randn(options.examples, 3, options.size, options.size, generator=torch.Generator().manual_seed(0))
     raw = _raw_passes(adapter, inputs[:1])
     rows = []

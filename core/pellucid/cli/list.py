@@ -57,7 +57,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _needs(record: Technique) -> str:
-    needs = sorted(record.uses)
+    needs = sorted(record.uses - {"outputs"} or record.uses)  # what gives anything else gives outputs too
     missing = record.missing
     needs += [f"{name} (missing)" if name in missing else name for name in record.requires]
     return ", ".join(needs) or "-"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.engine.batching import is_out_of_memory, release, rows_at_once
 from pellucid.engine.passes import Engine, Taken
-from pellucid.engine.station import Request, Station, stations_of
+from pellucid.engine.station import Request, Station, classes_of, stations_of
 from pellucid.errors import Interrupted, ModelError, ProtocolError, Unsuitable
 from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.look import Look, Looks, Seen, SeenTogether
@@ -147,6 +147,9 @@ class Planner:
         known = self._bases.get(id(sample))
         return None if known is None else known[1]
 
+    def _classes(self, sample: Sample) -> Tensor | None:
+        return classes_of(sample.target, self.base(sample), len(sample))
+
     def _round(self, drives: Mapping[str, Drive], pending: dict[str, Look], outcome: Outcome) -> None:
         """Serves all pending looks, then lets their techniques go on."""
         looks, requests = dict(pending), {}
@@ -165,7 +168,7 @@ class Planner:
                 drives[name].generator.close()
                 outcome.errors[name] = failed[name]
                 continue
-            seen = [request.finish() for request in own]
+            seen = [replace(request.finish(), classes=self._classes(request.sample)) for request in own]
             self._advance(name, drives[name], _shaped(looks[name], iter(seen)), pending, outcome)
 
     def _serve(self, requests: list[Request], drives: Mapping[str, Drive], outcome: Outcome) -> dict[str, Exception]:

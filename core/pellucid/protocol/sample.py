@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ class Sample:
                 )
             return each(lambda leaf: _BASELINES[spec](leaf, self), self.inputs)
         if isinstance(spec, (int, float)):
+            if not math.isfinite(spec):
+                raise ParameterError(f"the baseline is {spec}; expected a finite number")
             return each(lambda leaf: torch.full_like(leaf, spec), self.inputs)
 
         def fit(leaf: Tensor, given: Any) -> Tensor:

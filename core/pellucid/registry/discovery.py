@@ -5,34 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
 from pellucid.errors import PluginError, nearest
 from pellucid.registry import hooks
+from pellucid.registry.core import Core
 from pellucid.registry.installed import Found, find
 from pellucid.registry.problem import Problem, told
 from pellucid.registry.technique import Technique
 
 GROUP = "pellucid"
 """The entry point group, the hook project's name, and the distribution whose names win."""
-
-
-class _Core:
-    """The core's own implementations."""
-
-    @hooks.hookimpl(wrapper=True)
-    def pellucid_techniques(self) -> Generator[None, list[Iterable[object]], list[object] | None]:
-        answers = yield
-        return [item for answer in answers for item in _exhausted(answer)] if answers else None
-
-    @hooks.hookimpl(trylast=True)
-    def pellucid_run(self, run: hooks.Run) -> Any:
-        return run.execute()
 
 
 class _Opened:
@@ -75,7 +62,7 @@ class Registry:
         self._disable = frozenset(self._unused)
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hooks)
-        self._core = _Core()
+        self._core = Core(self._manager)
         self._manager.register(self._core, "core")
         self.hook = self._manager.hook
         if os.environ.get("PELLUCID_TRACE", "0") not in ("", "0") if trace is None else trace:
@@ -220,14 +207,6 @@ class Registry:
         for name in sorted(self._unused):
             why = f"there is no plugin and no technique {name!r}"
             self._report("PELLUCID_DISABLE", "", "names something unknown", why, nearest(name, names).strip())
-
-
-def _exhausted(answer: Iterable[object]) -> Iterator[object]:
-    """What a plugin yields; its failure becomes the last item, so that what came before is kept."""
-    try:
-        yield from answer
-    except (Exception, SystemExit) as error:
-        yield error
 
 
 def _words(text: str) -> list[str]:

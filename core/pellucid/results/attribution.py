@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from pellucid.errors import InputError, nearest
 from pellucid.protocol.leaves import Leaves
-from pellucid.results.base import Explanation, _places, per_example
+from pellucid.results.base import Explanation, per_example
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 Style: TypeAlias = Literal["overlay", "heatmap", "side"]
-SHOWN = 8
 
 
 class Top(NamedTuple):
@@ -38,21 +37,23 @@ class Attribution(Explanation):
             a model with several inputs.
         over: what the values are over: `"input"`, the name of a layer, `"segments"`, `"tokens"`, `"features"`,
             `"concepts"` or `"training examples"`.
-        segments: (B, H, W) or (H, W), which segment each pixel belongs to, counted from 0; -1 is none.
+        segments: (B, H, W), or (H, W) for all examples: which segment each pixel belongs to, from 0; -1 is none.
         names: the names of the n parts.
         size: the height and width of the inputs, where these are not kept.
     """
 
-    values: Any = per_example()
+    values: Any = field(metadata=per_example())
     over: str = "input"
-    segments: Tensor | None = field(default=None, kw_only=True)
+    segments: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     names: tuple[str, ...] | None = field(default=None, kw_only=True)
     size: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not isinstance(self.values, (Tensor, Leaves)):
             raise InputError(f"the values of an Attribution are a {type(self.values).__name__}; expected a tensor")
+        if self.segments is not None and self.segments.dim() == 2 and isinstance(self.values, Tensor):
+            object.__setattr__(self, "segments", self.segments.expand(len(self.values), -1, -1))
+        super().__post_init__()
         if self.over == "segments":
             self._check_segments()
         if self.names is not None and isinstance(self.values, Tensor):
@@ -66,18 +67,10 @@ class Attribution(Explanation):
             raise InputError(f"values over segments have shape {self._shape()}; expected (B, segments)")
         if segments is None:
             return
-        if segments.dim() not in (2, 3) or (segments.dim() == 3 and len(segments) != len(values)):
+        if segments.dim() != 3:
             raise InputError(f"segments have shape {tuple(segments.shape)}; expected ({len(values)}, H, W) or (H, W)")
         if segments.numel() and int(segments.max()) >= values.shape[1]:
             raise InputError(f"segment {int(segments.max())} has no value; there are {values.shape[1]}, from 0")
-
-    def __getitem__(self, index: Any) -> Self:
-        """The attribution for some of the examples; an integer keeps the axis."""
-        picked = super().__getitem__(index)
-        if self.segments is not None and self.segments.dim() == 3:
-            places = _places(index, len(self)).to(self.segments.device)
-            object.__setattr__(picked, "segments", self.segments[places])
-        return picked
 
     def heatmap(self, size: tuple[int, int] | None = None, *, name: str | None = None) -> Tensor:
         """The signed map of each example, (B, H, W): channels summed, nothing rescaled.
@@ -197,7 +190,7 @@ class Attribution(Explanation):
         """The segments' values at their pixels, (B, H, W); 0 where there is no segment."""
         if self.segments is None:
             raise InputError("the segments' map is not kept; expected `segments`")
-        segments = self.segments.expand(len(self.values), *self.segments.shape[-2:]).long()
+        segments = self.segments.long()
         painted: Tensor = self.values.gather(1, segments.flatten(1).clamp_min(0)).view(segments.shape)
         return torch.where(segments >= 0, painted, torch.zeros_like(painted))
 
@@ -211,9 +204,7 @@ class Attribution(Explanation):
         return None if self.over == "input" else self.size
 
     def _without_references(self) -> Self:
-        bare = super()._without_references()
-        object.__setattr__(bare, "size", self._input_size(None) or self.size)
-        return bare
+        return replace(super()._without_references(), size=self._input_size(None) or self.size)
 
     def _about(self) -> str:
         return f"over {self.over}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from operator import index as as_index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -26,14 +26,16 @@ KINDS: dict[str, type[Explanation]] = {}
 _RECORDS: dict[str, type] = {"Check": Check, "Checks": Checks, "Meta": Meta, "TargetRecord": TargetRecord}
 
 
-def per_example(axis: int = 0, **options: Any) -> Any:
-    """Declares a field whose tensors have the examples on `axis`; slicing a result slices it."""
-    return field(metadata={"axis": axis}, **options)
+def per_example(axis: int = 0) -> dict[str, Any]:
+    """Metadata of a field whose tensors have the examples on `axis`; slicing a result slices it."""
+    return {"axis": axis}
 
 
-def reference(**options: Any) -> Any:
-    """Declares a field that only plots need, such as a data set's photos; `save(inputs=False)` leaves it out."""
-    return field(metadata={"reference": True}, default=None, **options)
+ENTRY_PER_EXAMPLE = {"entries": True}
+"""Metadata of a field that is a tuple with one entry for each example, such as names."""
+
+ONLY_FOR_PLOTS = {"reference": True}
+"""Metadata of a field that only plots need, such as a data set's photos; `save(inputs=False)` leaves it out."""
 
 
 def record(kind: type) -> type:
@@ -42,13 +44,24 @@ def record(kind: type) -> type:
     return kind
 
 
+class Certificates:
+    """A field that takes any checks and gives `Checks`."""
+
+    def __get__(self, result: Explanation | None, owner: type | None = None) -> Checks:
+        return Checks() if result is None else cast(Checks, result.__dict__["checks"])
+
+    def __set__(self, result: Explanation, checks: Iterable[Check]) -> None:
+        result.__dict__["checks"] = Checks(checks)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
     """The base of all results.
 
-    A subclass is a frozen dataclass that declares its fields, with `per_example(axis)` where slicing cuts them and
-    `reference()` where only plots need them, and a `plot`. Tensors are kept without their graph. Slicing
-    (`result[3]`, `result[2:5]`, `result[mask]`) always gives a result of the same class; `len(result)` counts examples.
+    A subclass is a frozen dataclass that declares its fields, with the metadata `per_example(axis)` or
+    `ENTRY_PER_EXAMPLE` where slicing cuts them and `ONLY_FOR_PLOTS` where saving may leave them out, and a `plot`.
+    Tensors are kept without their graph. Slicing (`result[3]`, `result[2:5]`, `result[mask]`) always gives a result of
+    the same class; `len(result)` counts examples.
 
     Attributes:
         target: what was explained.
@@ -57,10 +70,11 @@ class Explanation:
         inputs: the inputs that were explained, for plots; None where they were not kept.
     """
 
-    target: TargetRecord = field(default_factory=TargetRecord, kw_only=True)
-    meta: Meta = field(default_factory=Meta, kw_only=True)
-    checks: Checks = field(default_factory=Checks, kw_only=True)
-    inputs: Tensor | Leaves | None = field(default=None, kw_only=True, metadata={"reference": True})
+    _: KW_ONLY
+    target: TargetRecord = field(default_factory=TargetRecord)
+    meta: Meta = field(default_factory=Meta)
+    checks: Certificates = Certificates()  # the default is what the descriptor gives: no checks
+    inputs: Tensor | Leaves | None = field(default=None, metadata=ONLY_FOR_PLOTS)
 
     if TYPE_CHECKING:
 
@@ -72,12 +86,12 @@ class Explanation:
         super().__init_subclass__(**options)
         known = KINDS.get(cls.__name__)
         if known is not None and known.__module__.startswith("pellucid.") and known.__module__ != cls.__module__:
-            raise TypeError(f"a result class is already named '{cls.__name__}'; saved files need another name for yours")
+            raise TypeError(
+                f"a result class is already named '{cls.__name__}'; saved files need another name for yours"
+            )
         KINDS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        if not isinstance(self.checks, Checks):
-            object.__setattr__(self, "checks", Checks(self.checks))
         for part in fields(self):
             value = getattr(self, part.name)
             bare = _map(lambda tensor: tensor.detach() if tensor.requires_grad else tensor, value)
@@ -85,6 +99,12 @@ class Explanation:
                 object.__setattr__(self, part.name, bare)
         sizes = {part.name: _sizes(getattr(self, part.name), part.metadata["axis"]) for part in self._sliced()}
         counts = set().union(*sizes.values())
+        for part in fields(self):
+            entries = getattr(self, part.name)
+            if "entries" in part.metadata and entries is not None:
+                object.__setattr__(self, part.name, tuple(entries))
+                sizes[part.name] = {len(entries)}
+                counts.add(len(entries))
         if len(counts) > 1:
             told = ", ".join(f"{name} {sorted(size)}" for name, size in sizes.items() if size)
             raise InputError(f"the parts of this {type(self).__name__} differ in their number of examples: {told}")
@@ -110,6 +130,10 @@ class Explanation:
         parts: dict[str, Any] = {
             part.name: _pick(getattr(self, part.name), places, part.metadata["axis"]) for part in self._sliced()
         }
+        for part in fields(self):
+            entries = getattr(self, part.name)
+            if "entries" in part.metadata and entries is not None:
+                parts[part.name] = tuple(entries[place] for place in places.tolist())
         if self.inputs is not None and _sizes(self.inputs, 0) == {count}:
             parts["inputs"] = _pick(self.inputs, places, 0)
         return replace(
@@ -122,7 +146,8 @@ class Explanation:
     def to(self, device: torch.device | str) -> Self:
         """The result with every tensor on a device."""
         return replace(
-            self, **{part.name: _map(lambda tensor: tensor.to(device), getattr(self, part.name)) for part in fields(self)}
+            self,
+            **{part.name: _map(lambda tensor: tensor.to(device), getattr(self, part.name)) for part in fields(self)},
         )
 
     def save(self, path: str | Path, *, inputs: bool = True) -> Path:
@@ -140,7 +165,8 @@ class Explanation:
         return storage.write(path, type(self).__name__, parts, _RECORDS)
 
     def _without_references(self) -> Self:
-        return replace(self, **{part.name: None for part in fields(self) if part.metadata.get("reference")})
+        dropped: dict[str, Any] = {part.name: None for part in fields(self) if "reference" in part.metadata}
+        return replace(self, **dropped)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -251,7 +277,9 @@ def _places(index: Any, count: int) -> Tensor:
     every = torch.arange(count)
     if isinstance(index, slice):
         return every[index]
-    chosen = torch.as_tensor(as_index(index) if hasattr(index, "__index__") and not isinstance(index, Tensor) else index)
+    chosen = torch.as_tensor(
+        as_index(index) if hasattr(index, "__index__") and not isinstance(index, Tensor) else index
+    )
     chosen = chosen.detach().cpu()
     if chosen.numel() == 0:
         return every[:0]

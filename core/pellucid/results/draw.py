@@ -60,11 +60,9 @@ def img(figure: Figure, dpi: int = 110) -> str:
     return f'<img style="max-width:100%" alt="" src="data:image/png;base64,{data}">'
 
 
-def grid(
-    rows: int, columns: int, width: float = 2.6, height: float | None = None
-) -> tuple[Picture, list[list[Axes]]]:
+def grid(rows: int, columns: int, width: float = 2.6, height: float | None = None) -> tuple[Picture, list[list[Axes]]]:
     """A figure with rows and columns of axes, each of a size in inches."""
-    picture = Picture(width * columns + 0.4, (width if height is None else height) * rows + 0.35)
+    picture = Picture(width * columns + 0.3, (width if height is None else height) * rows + 0.25)
     axes = picture.subplots(rows, columns, squeeze=False)
     return picture, [list(row) for row in axes]
 
@@ -94,8 +92,8 @@ def short(name: str, length: int = 26) -> str:
 
 @cache
 def colours() -> Colormap:
-    """The diverging colour map of signed maps: blue below zero, white at zero, red above; dark is strong on both sides."""
-    stops = ["#08256b", "#1b5fc1", "#5fa4ee", "#c9e1fa", "#ffffff", "#fde0c5", "#fb8d57", "#d7262b", "#6d0019"]
+    """The colour map of signed maps: blue below zero, white at zero, red above; dark is strong on both sides."""
+    stops = ["#07238f", "#0f56d9", "#56a3f5", "#cbe4fc", "#ffffff", "#fee0c8", "#fd8f5a", "#e31a2c", "#8c0020"]
     return LinearSegmentedColormap.from_list("pellucid", stops, N=513)
 
 
@@ -162,11 +160,11 @@ def resize(heatmap: Tensor, size: tuple[int, int]) -> Tensor:
 def blend(photo: Bytes, heatmap: NDArray[Any], bound: float, strength: float = 0.92) -> Bytes:
     """A photo (H, W, 3) with a signed map (H, W) over it; the stronger the value, the less of the photo shows.
 
-    The photo is greyed and lightened a little, so that all colour means attribution. What is not finite stays uncovered.
+    The photo is greyed and lightened a little, so that colour means attribution. What is not finite stays uncovered.
     """
     level = np.clip(np.nan_to_num(heatmap / bound, nan=0.0, posinf=1.0, neginf=-1.0), -1, 1)
     grey = photo.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-    base = 0.78 * grey[..., None] + 0.14 * photo + 0.08 * 255
+    base = 0.66 * grey[..., None] + 0.12 * photo + 0.22 * 255
     opacity = (strength * np.abs(level) ** 0.75)[..., None]
     # Colours start a fifth of the way from white: a weak value is a clear tint, told apart from a light photo.
     tint = np.sign(level) * (0.2 + 0.8 * np.abs(level))
@@ -175,9 +173,7 @@ def blend(photo: Bytes, heatmap: NDArray[Any], bound: float, strength: float = 0
     return mixed
 
 
-def draw_overlay(
-    ax: Axes, photo: Bytes, heatmap: Tensor, *, bound: float | None = None, title: str = ""
-) -> float:
+def draw_overlay(ax: Axes, photo: Bytes, heatmap: Tensor, *, bound: float | None = None, title: str = "") -> float:
     """Draws a photo (H, W, 3) with a signed map (h, w) over it, and returns the magnitude at which colours end."""
     bound = limit(heatmap) if bound is None else bound
     full = resize(heatmap.detach().cpu()[None], (photo.shape[0], photo.shape[1]))[0]
@@ -208,7 +204,7 @@ def colour_bar(figure: Figure, axes: Sequence[Axes], bound: float, label: str | 
     bar.locator = MaxNLocator(nbins=5, symmetric=True)
     bar.formatter = FuncFormatter(lambda value, _: f"{value:.3g}")
     bar.update_ticks()
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=FAINT, length=2)
     bar.set_label(SCALE if label is None else label, fontsize=8, color=FAINT)
     return bar

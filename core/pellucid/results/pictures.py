@@ -68,7 +68,9 @@ def attribution(
         for ax in axes[empty // columns][empty % columns * across : (empty % columns + 1) * across]:
             ax.set_axis_off()
     note = draw.SCALE if bound is None else "attribution"
-    picture.supxlabel(f"{result.meta.technique}  ·  {note}" if result.meta.technique else note, fontsize=8, color=draw.FAINT)
+    picture.supxlabel(
+        f"{result.meta.technique}  ·  {note}" if result.meta.technique else note, fontsize=8, color=draw.FAINT
+    )
     return picture
 
 
