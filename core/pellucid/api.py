@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -44,6 +44,8 @@ def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
         if options:
             raise ModelError(f"the model is adapted already; give {sorted(options)} where it is adapted first")
         adapter = model
+    elif not options and (known := _adapted_before(model)) is not None:
+        adapter = known
     else:
         adapter = registry().hook.pellucid_adapt(model=model, options=options)
         if adapter is None:
@@ -53,7 +55,23 @@ def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
             )
         # What is learnt of a model, such as its layers, lives as long as the model, and no longer.
         adapter.cache = _learnt.setdefault(adapter.module, adapter.cache)
+        if adapter.module is model and not options:
+            facts = {one.name: getattr(adapter, one.name) for one in fields(adapter) if one.name != "module"}
+            adapter.cache["adapter"] = (_parts(model), facts)
     return replace(adapter, optimize=True) if optimize else adapter
+
+
+def _adapted_before(model: Any) -> Adapter | None:
+    """The adapter of a module that was adapted before and has the same parts still.
+
+    Only what was found out about the module is kept, not the adapter, which would keep the module alive.
+    """
+    known = _learnt.get(model, {}).get("adapter") if isinstance(model, nn.Module) else None
+    return Adapter(model, **known[1]) if known is not None and known[0] == _parts(model) else None
+
+
+def _parts(model: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, model.modules()))
 
 
 def explain(

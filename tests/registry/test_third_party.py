@@ -64,19 +64,21 @@ def test_its_code_comes_from_the_wheel(installed):
 
 
 def test_it_passes_the_command_check(installed):
-    _, folder, technique = installed
-    for name in (technique, f"pellucid_{technique}" if technique == "freshly_made" else "pellucid-smooth-grad-cam"):
-        ran = run("-m", "pellucid", "check", name, "--json", folder=folder, cwd=folder)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        told = json.loads(ran.stdout)
-        assert told["ok"]
-        assert [report["name"] for report in told["techniques"]] == [technique]
-        assert sum(status == "pass" for _, status, _ in told["techniques"][0]["results"]) >= 10
+    project, folder, technique = installed
+    ran = run("-m", "pellucid", "check", project.name, "--json", folder=folder, cwd=folder)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["ok"]
+    assert [report["name"] for report in told["techniques"]] == [technique]
+    assert sum(status == "pass" for _, status, _ in told["techniques"][0]["results"]) >= 10
 
 
 def test_its_own_tests_pass(installed):
-    project, folder, _ = installed
-    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", project / "tests", folder=folder, cwd=project)
+    project, folder, technique = installed
+    # The kit has run for both on the command line; once it also runs in the third party's pytest.
+    chosen = [] if technique == "freshly_made" else ["-k", "not contract"]
+    tests = project / "tests"
+    ran = run("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *chosen, tests, folder=folder, cwd=project)
     assert ran.returncode == 0, ran.stdout[-3000:]
 
 

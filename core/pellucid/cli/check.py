@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -58,32 +57,16 @@ def _chosen(name: str, known: Registry) -> list[Technique]:
     """The technique of this name, or else all those of the plugin, distribution or package of this name."""
     if name in known.records:
         return [known.records[name]]
-    wanted = _plain(name)
-    records = list(known.records.values())
-    found = [record for record in records if wanted in _origins(record)]
+    found = known.provided_by(name)
     if found:
         return found
     try:
         return [technique(name)]
     except UnknownTechnique as error:
-        providers = {origin for record in records for origin in _origins(record)}
-        broken = [
-            str(problem)
-            for problem in known.problems
-            if wanted in (_plain(problem.plugin), _plain(problem.distribution))
-        ]
+        broken = [str(problem) for problem in known.problems if name in (problem.plugin, problem.distribution)]
         if broken:
             raise UnknownTechnique(f"plugin {name!r} has no technique that works. {' '.join(broken)}") from error
-        raise UnknownTechnique(f"{error} Nor is there a plugin {name!r}.{nearest(wanted, providers)}") from error
-
-
-def _origins(record: Technique) -> set[str]:
-    package = re.split(r"[.:]", record.target)[0]
-    return {_plain(part) for part in (record.plugin, record.distribution, package) if part}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).casefold()
+        raise UnknownTechnique(f"{error} Nor is there a plugin {name!r}.{nearest(name, known.origins())}") from error
 
 
 def _named(record: Technique) -> dict[str, Any]:
@@ -91,12 +74,14 @@ def _named(record: Technique) -> dict[str, Any]:
 
 
 def _print(record: Technique, report: Report) -> None:
-    counts = {
-        status: sum(result[1] == status for result in report.results) for status in ("pass", "fail", "known", "skip")
-    }
-    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    print(f"{record.name} of {record.provider}: {summary}")
+    """The checks that were for this technique; the skipped ones are for others, and only counted."""
+    words = ("pass", "fail", "known", "skip")
+    counts = {word: sum(status == word for _, status, _ in report.results) for word in words}
+    print(
+        f"{record.name} of {record.provider}: {', '.join(f'{count} {word}' for word, count in counts.items() if count)}"
+    )
     for check, status, detail in report.results:
-        mark = status.upper() if status == "fail" else status
-        print(f"  {mark:<5} {check}{f': {detail}' if detail else ''}")
+        if status != "skip":
+            mark = status.upper() if status == "fail" else status
+            print(f"  {mark:<5} {check}{f': {detail}' if detail else ''}")
     sys.stdout.flush()

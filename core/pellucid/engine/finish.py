@@ -6,6 +6,7 @@ import datetime
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pellucid.protocol.sample import Sample
 from pellucid.results import Check, Checks, Explanation, TargetRecord
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Finisher:
     """Fills in what results of one run have in common.
 
@@ -64,8 +65,8 @@ class Finisher:
             shared=shared,
             seconds=cost.seconds,
             model=self.adapter.name,
-            model_hash=model_hash(self.adapter),
-            input_hash=_digest(tensors_of(self.sample.inputs)),
+            model_hash=self._hashes[0],
+            input_hash=self._hashes[1],
             categories=None if self.adapter.categories is None else tuple(self.adapter.categories),
             mean=self.adapter.mean,
             std=self.adapter.std,
@@ -85,6 +86,11 @@ class Finisher:
         if layer is not None and getattr(result, "over", None) == "auto":
             changes["over"] = layer
         return replace(result, **changes)
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        """The digests of the model and of the inputs, which all results of the run share."""
+        return model_hash(self.adapter), _digest(tensors_of(self.sample.inputs))
 
     def _delivered(self, values: Tensor) -> Tensor:
         if values.dtype in (torch.float16, torch.bfloat16):
@@ -129,11 +135,16 @@ def _plain(value: Any) -> Any:
 
 def model_hash(adapter: Adapter) -> str:
     """A digest of a model's parameters and buffers: their names, shapes and some of their values."""
-    named = [*adapter.module.named_parameters(), *adapter.module.named_buffers()]
-    state = tuple((name, tensor.data_ptr(), _version_of(tensor)) for name, tensor in named)
+    state = tuple(
+        (id(tensor), _version_of(tensor))
+        for part in adapter.module.modules()
+        for tensor in (*part._parameters.values(), *part._buffers.values())
+        if tensor is not None
+    )
     known = adapter.cache.get("model hash")
     if known is None or known[0] != state:
         # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
+        named = [*adapter.module.named_parameters(), *adapter.module.named_buffers()]
         tensors = [tensor.detach().flatten()[:: max(1, tensor.numel() // 100)] for _, tensor in named]
         adapter.cache["model hash"] = known = (state, _digest(tensors, [name for name, _ in named]))
     return str(known[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,30 +18,36 @@ def guarded(module: nn.Module, seed: int) -> Iterator[None]:
     Modes (mixed ones too), buffers, `requires_grad` flags, gradients and random states are put back, also when the
     block ends by an error or by Ctrl-C. Parameters are locked, so that no gradient is ever computed for them.
     """
+    # Walking a deep model takes milliseconds, so it is walked once for all that follows.
+    parts = list(module.modules())
+    parameters = list(module.parameters())
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        stack.enter_context(_random_states(module, seed))
-        stack.enter_context(_modes(module))
-        stack.enter_context(_locked(module))
-        stack.enter_context(_buffers(module))
-        if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        stack.enter_context(_random_states(parameters, seed))
+        stack.enter_context(_modes(module, parts))
+        stack.enter_context(_locked(parameters))
+        stack.enter_context(_buffers(parts))
+        if any(isinstance(part, nn.RNNBase) for part in parts):
             # cuDNN's recurrent layers refuse a backward pass in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if _is_compiled(module):
+        if any(_is_compiled(part) for part in parts):
             # A compiled module does not call the hooks of its parts.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
 @contextlib.contextmanager
-def _random_states(module: nn.Module, seed: int) -> Iterator[None]:
-    devices = {tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"}
+def _random_states(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
+    devices = {tensor.device for tensor in parameters if tensor.is_cuda} if torch.cuda.is_initialized() else set()
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device.index for device in devices]):
-            torch.manual_seed(seed)
+            # Not `torch.manual_seed`, which seeds every accelerator, also those that are not restored.
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
             yield
@@ -51,10 +57,10 @@ def _random_states(module: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _modes(module: nn.Module) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
+def _modes(module: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    modes = [(part, part.training) for part in parts]
     try:
-        # Modules that run in one mode only override `train`; the flag alone is enough for all others, and faster.
+        # Through `eval` rather than by the flags, since a module may do more when its mode changes.
         if any(training for _, training in modes):
             module.eval()
         yield
@@ -65,9 +71,9 @@ def _modes(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(module: nn.Module) -> Iterator[None]:
-    flags = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.is_leaf]
-    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+def _locked(parameters: Sequence[Tensor]) -> Iterator[None]:
+    flags = [parameter for parameter in parameters if parameter.requires_grad and parameter.is_leaf]
+    gradients = [(parameter, parameter.grad) for parameter in parameters]
     try:
         for parameter in flags:
             parameter.requires_grad_(False)
@@ -81,10 +87,10 @@ def _locked(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _buffers(module: nn.Module) -> Iterator[None]:
+def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
     owned: list[tuple[nn.Module, str, Tensor, Tensor, int]] = [
         (part, name, buffer, buffer.detach().clone(), buffer._version)
-        for part in module.modules()
+        for part in parts
         for name, buffer in part._buffers.items()
         if buffer is not None and not buffer.is_inference()
     ]
@@ -99,8 +105,5 @@ def _buffers(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return any(
-        getattr(part, "_compiled_call_impl", None) is not None or type(part).__name__ == "OptimizedModule"
-        for part in module.modules()
-    )
+def _is_compiled(part: nn.Module) -> bool:
+    return getattr(part, "_compiled_call_impl", None) is not None or type(part).__name__ == "OptimizedModule"

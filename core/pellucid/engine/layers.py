@@ -237,7 +237,8 @@ def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs
 
     It is found on tensors, not on module names: the last one with a known grid through which the output depends on
     more than one position. So the result of a functional ReLU counts as that of a module does; the final tokens of a
-    transformer that reads its class token only do not count, and neither do class maps, which belong to the head.
+    transformer that reads its class token only do not count, and neither do class maps, which belong to the head, nor
+    the queries, keys and hidden units within a transformer's blocks, which are of another width than its tokens.
     """
     candidates = [
         event
@@ -255,15 +256,18 @@ def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs
     # has no path to the output.
     tracer = torch.full_like(logits, torch.nan)
     gradients = torch.autograd.grad(logits, [event.output for event in ordered], tracer, allow_unused=True)
+    widths = [event.place.layer.channels for event in ordered]
     classes = logits.shape[1] if logits.dim() > 1 else 0
+    if widths.count(classes) > len(widths) / 4:
+        classes = 0  # the model gives features of the same width as its maps: these are no class maps
+    tokens = [event.place.layer.channels for event in ordered if event.place.layer.layout == "tokens"]
     best: Traced | None = None
-    for event, gradient in zip(ordered, gradients, strict=True):
-        if gradient is None:
-            continue
+    for event, width, gradient in zip(ordered, widths, gradients, strict=True):
         layer = event.place.layer
+        if gradient is None or (layer.layout == "tokens" and width != tokens[-1]):
+            continue
         reached = layer.maps(gradient).isnan().any(dim=1)
-        channels = layer.maps(gradient).shape[1]
-        if int(reached.sum()) > 1 and (channels != classes or best is None):
+        if int(reached.sum()) > 1 and (width != classes or best is None):
             best = event
     if best is None:
         return (

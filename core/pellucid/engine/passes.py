@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -106,9 +107,15 @@ class Engine:
         last = convolves and not self.adapter.cache.get("needs contiguous inputs")
         self.memory_format = torch.channels_last if last else torch.contiguous_format
 
+    @cached_property
+    def _structure(self) -> tuple[tuple[str, int], ...]:
+        """The model's parts, by which a change of the model between runs is noticed."""
+        return tuple((name, id(part)) for name, part in self.module.named_modules())
+
     def use(self, module: torch.nn.Module, folded: frozenset[str]) -> None:
         """Runs on an optimised copy from now on."""
         self.module, self.folded = module, folded
+        vars(self).pop("_structure", None)
 
     @property
     def device(self) -> torch.device:
@@ -157,7 +164,7 @@ class Engine:
             tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in tensors_of(inputs)),
             tuple((name, tuple(extra.shape[1:])) for name, extra in extras.items()),
         )
-        structure = tuple((name, id(part)) for name, part in module.named_modules())
+        structure = self._structure
         known = self.adapter.cache.get(key)
         if known is None or known[0] != structure:
             one = each(lambda leaf: self._fresh(leaf[:1]).requires_grad_(leaf.is_floating_point()), inputs)

@@ -37,6 +37,11 @@ class Layer:
     grid: tuple[int, ...] = ()
     prefix: int = 0
 
+    @property
+    def channels(self) -> int:
+        """How many channels a map of positions has, 0 where there is none."""
+        return {"channels_first": self.shape[0], "": 0}.get(self.layout, self.shape[-1]) if self.shape else 0
+
     def maps(self, values: Tensor) -> Tensor:
         """Views values (..., *shape) of the layer as maps (..., C, h, w); prefix tokens are left out.
 

@@ -47,10 +47,16 @@ def _checkers(technique: type) -> dict[str, Any]:
     return checkers
 
 
+@functools.cache
+def _numbers(technique: type) -> frozenset[str]:
+    """The parameters that are numbers, of which Python takes a bool to be one."""
+    return frozenset(name for name, hint in typing.get_type_hints(technique).items() if hint in (int, float))
+
+
 def _checked(technique: type, name: str, value: Any) -> Any:
     from pydantic import ValidationError
 
-    if isinstance(value, bool) and typing.get_type_hints(technique).get(name) in (int, float):
+    if isinstance(value, bool) and name in _numbers(technique):
         raise ParameterError(f"{technique.__name__}({name}={value!r}): expected a number, not a bool")
     try:
         return _checkers(technique)[name].validate_python(value)

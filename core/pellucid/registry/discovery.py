@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
@@ -77,6 +78,14 @@ class Registry:
     def name_of(self, record: Technique) -> str:
         """The name by which a record is found here: its own, or "distribution:name" where another one has that."""
         return record.name if self.records.get(record.name) == record else record.qualified
+
+    def provided_by(self, name: str) -> list[Technique]:
+        """The techniques of a plugin, by its entry point, its distribution or its package."""
+        return [record for record in self.records.values() if _plain(name) in _origins(record)]
+
+    def origins(self) -> list[str]:
+        """Every name that `provided_by` knows."""
+        return sorted({origin for record in self.records.values() for origin in _origins(record)})
 
     def register(self, plugin: object, name: str) -> list[Technique]:
         """Adds a plugin by program, for example in a notebook, and returns its techniques.
@@ -207,6 +216,16 @@ class Registry:
         for name in sorted(self._unused):
             why = f"there is no plugin and no technique {name!r}"
             self._report("PELLUCID_DISABLE", "", "names something unknown", why, nearest(name, names).strip())
+
+
+def _origins(record: Technique) -> set[str]:
+    package = re.split(r"[.:]", record.target)[0]
+    return {_plain(part) for part in (record.plugin, record.distribution, package) if part}
+
+
+def _plain(name: str) -> str:
+    """A name as all spellings of it are compared, such as those of a distribution."""
+    return re.sub(r"[-_.]+", "-", name).casefold()
 
 
 def _words(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -223,6 +224,7 @@ class Technique:
                 raise ParameterError(f"technique {self.name!r} needs the parameter {parameter.name!r}.")
 
 
+@functools.cache
 def _parameters(cls: type[Any]) -> list[inspect.Parameter]:
     import inspect  # only when something is created or shown: it would slow `pellucid list`
 

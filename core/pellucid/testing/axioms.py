@@ -56,9 +56,11 @@ def conservation(case: Case) -> None:
 
 @axiom_check("is linear in the score", claiming("linearity"))
 def linearity(case: Case) -> None:
-    """The values of 2 f_0 - 3 f_1 are twice those of f_0 less three times those of f_1."""
-    one, other = (values_of(case.run(target=index, technique=case.fresh())) for index in (0, 1))
-    both = case.run(target=lambda output: 2 * output[:, 0] - 3 * output[:, 1], technique=case.fresh())
+    """The values of 2 f_0 - 3 f_1 are twice those of f_0 less three times those of f_1, on a quadratic."""
+    inputs = case.inputs()
+    model = _random(case, Smooth(inputs[0].numel()))
+    targets = (0, 1, lambda output: 2 * output[:, 0] - 3 * output[:, 1])
+    one, other, both = (values_of(case.run(model, inputs, target, case.fresh())) for target in targets)
     expected = [2 * ours - 3 * theirs for ours, theirs in zip(one, other, strict=True)]
     require_same(both, expected, "2 f_0 - 3 f_1", ROUNDING)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.adapter import DIFFERENTIABLE, Adapter
-from pellucid.api import evaluate, explain, project
+from pellucid.api import adapt, evaluate, explain, project
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.passes import Engine
 from pellucid.engine.planner import Cost, Drive, Outcome, Planner
@@ -134,9 +134,8 @@ class Case:
 
     def outcome(self, named: dict[str, Any], model: nn.Module, inputs: Tensor, **options: Any) -> Outcome:
         """Runs several techniques together; fails with the first error."""
-        adapter = Adapter(model)
         target = list(TARGETS)[: len(inputs)]
-        run = Run(adapter, named, inputs, target, self._passes, **{"seed": self.seed, **options})
+        run = Run(adapt(model), named, inputs, target, self._passes, **{"seed": self.seed, **options})
         outcome = run.start()
         for error in outcome.errors.values():
             raise error
@@ -144,7 +143,7 @@ class Case:
 
     def drive(self, model: nn.Module, inputs: Tensor, target: Any = TARGETS) -> Drove:
         """Drives the technique by hand: the same passes, without the guard that hides what it does besides."""
-        engine = Engine(Adapter(model))
+        engine = Engine(adapt(model))
         target = list(target) if isinstance(target, tuple) else target
         sample, _ = make_sample(engine, inputs, target, self.seed)
         rounds: list[list[Look]] = []

@@ -107,11 +107,11 @@ def check_plugin(name: str, *, seed: int = 0) -> list[Report]:
     Raises:
         UnknownTechnique: when nothing that is installed has this name.
     """
-    records = list(registry().records.values())
+    every = list(registry().records.values())
     wanted = _plain(name)
-    chosen = [record for record in records if wanted in _origins(record)]
+    chosen = [record for record in every if wanted in _origins(record)]
     if not chosen:
-        known = sorted({origin for record in records for origin in _origins(record)})
+        known = sorted({origin for record in every for origin in _origins(record)})
         raise UnknownTechnique(f"no plugin {name!r}.{nearest(wanted, known)} There are {', '.join(known)}.")
     return [
         check_technique(record, seed=seed) if record.available else Report(registry().name_of(record), (), seed)
@@ -166,19 +166,20 @@ def _skipping(trial: Trial) -> Callable[[], None]:
     return check
 
 
+PREFACE = """# Conformance
+
+What every technique is held to. `pellucid check NAME`, `pellucid.testing.check_technique(name)` and
+`@pellucid.testing.parametrize_with_checks([name])` run these checks. Each gets fresh inputs, a fresh model and a fresh
+instance, one after the other of those that the class's `test_instances()` gives (by default one, with default
+parameters). `axioms` is what a class claims besides. A class excuses a check with
+`known_failures = {sentence: reason}`; an excused check that passes is a failure.
+
+This page is made by `pellucid.testing.page()`. A technique ..."""
+
+
 def page() -> str:
     """All checks as a page of Markdown, by group: `docs/conformance.md`."""
-    lines = [
-        "# Conformance",
-        "",
-        "What every technique is held to. `pellucid check NAME`, `pellucid.testing.check_technique(name)` and",
-        "`@pellucid.testing.parametrize_with_checks([name])` run these checks. Each gets fresh inputs, a fresh model and",
-        "a fresh instance, one after the other of those that the class's `test_instances()` gives (by default one, with",
-        "default parameters). A class excuses a check with `known_failures = {sentence: reason}`; an excused check that",
-        "passes is a failure. `axioms` is what a class claims besides. This page is made by `pellucid.testing.page()`.",
-        "",
-        "A technique ...",
-    ]
+    lines = [PREFACE]
     group = ""
     for law in CHECKS:
         if law.group != group:

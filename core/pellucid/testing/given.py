@@ -67,10 +67,10 @@ def not_a_number(case: Case) -> None:
 def circumstances(case: Case) -> None:
     """How the caller's process is set does not matter."""
     expected = case.run()
+    model = case.model()
     for circumstance in (torch.no_grad, torch.inference_mode):
         with circumstance():
-            inputs = case.inputs()
-            found = case.run(inputs=inputs, technique=case.fresh())
+            found = case.run(model, case.inputs(), technique=case.fresh())
         require_same([leaf.clone() for leaf in values_of(found)], expected, circumstance.__name__, ROUNDING)
     frozen = case.model().requires_grad_(False).train()
     require_same(case.run(frozen, technique=case.fresh()), expected, "a frozen model in train mode", ROUNDING)
@@ -84,7 +84,7 @@ def bad_inputs(case: Case) -> None:
     _refused(case, InputError, inputs=bad, what="NaN")
     bad[1].view(-1)[0] = torch.inf
     _refused(case, InputError, inputs=bad, what="infinity")
-    _refused(case, InputError, inputs=case.inputs()[:0], target=None, what="no example")
+    _refused(case, InputError, inputs=case.inputs()[:0], target=0, what="no example")
     if not case.table:
         _refused(case, InputError, inputs=case.inputs()[0], target=0, what="an image without the axis of examples")
 

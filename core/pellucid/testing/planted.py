@@ -72,14 +72,14 @@ class GlyphNet(nn.Module):
         peak = float((templates * shapes).sum(dim=(1, 2)).amin())
         self.find = nn.Conv2d(3, len(shapes), CELL, padding=CELL // 2)
         self.relu = nn.ReLU()
-        self.pool = nn.AvgPool2d(2)
+        self.pool = nn.AvgPool2d(CELL, stride=CELL // 2, padding=CELL // 2)
         self.head = nn.Linear(len(shapes), len(GLYPHS))
         with torch.no_grad():
             self.find.weight.copy_(templates[:, None].expand(-1, 3, -1, -1) / 3)
             assert self.find.bias is not None
             self.find.bias.fill_(-0.65 * peak)
             self.head.weight.zero_()
-            self.head.weight[:, : len(GLYPHS)] = 2000 * torch.eye(len(GLYPHS))
+            self.head.weight[:, : len(GLYPHS)] = 4000 * torch.eye(len(GLYPHS))
             self.head.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class GlyphNet(nn.Module):
         return self.head(maps.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
-def planted(generator: torch.Generator, n: int = 8, rivals: bool = False) -> Planted:
+def planted(generator: torch.Generator, n: int = 4, rivals: bool = False) -> Planted:
     """Makes images with a glyph and a distractor of as many pixels, or, for `rivals`, another class's glyph."""
     classes = torch.arange(n) % len(GLYPHS)
     shapes, others = ([_drawn(rows) for rows in kind.values()] for kind in (GLYPHS, DISTRACTORS))

@@ -68,7 +68,7 @@ class State:
             },
             {
                 "torch's random state": torch.get_rng_state(),
-                "numpy's random state": str(np.random.get_state()),
+                "numpy's random state": _numpy_state(),
                 "Python's random state": random.getstate(),
             },
         )
@@ -189,6 +189,11 @@ def lived_in(model: nn.Module, mixed: bool = True) -> Any:
         part.training = bool(mixed and place % 2)
     model.register_forward_hook(lambda *_: None)
     return model
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return (name, np.asarray(keys).tobytes(), *rest)
 
 
 def _hooks(part: nn.Module) -> list[int]:

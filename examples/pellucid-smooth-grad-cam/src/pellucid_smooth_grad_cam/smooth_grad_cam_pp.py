@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -34,6 +34,11 @@ class SmoothGradCAMPP(Explainer):
     layer: str = "auto"
     n_samples: Annotated[int, Ge(1)] = 25
     noise: Annotated[float, Ge(0)] = 0.15
+
+    known_failures: ClassVar[dict[str, str]] = {
+        "gives other values under another seed": "before pooling and one linear layer the gradient is the same at every "
+        "input, so that noise changes nothing at the layer that is chosen there",
+    }
 
     @classmethod
     def test_instances(cls) -> list[SmoothGradCAMPP]:
