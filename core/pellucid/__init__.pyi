@@ -48,11 +48,11 @@ from .protocol.sample import Sample as Sample
 from .protocol.target import ClassLogit as ClassLogit
 from .protocol.target import Contrast as Contrast
 from .protocol.target import Loss as Loss
-from .protocol.target import Region as Region
 from .protocol.target import Score as Score
-from .protocol.target import Similarity as Similarity
 from .protocol.target import Target as Target
-from .protocol.target import Unit as Unit
+from .protocol.target_places import Region as Region
+from .protocol.target_places import Similarity as Similarity
+from .protocol.target_places import Unit as Unit
 from .registry.hooks import hookimpl as hookimpl
 from .registry.lookup import create as create
 from .registry.lookup import register as register

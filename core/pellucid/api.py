@@ -16,6 +16,7 @@ from pellucid.adapter import Adapter
 from pellucid.engine.run import Run, check_inputs_given, check_suits
 from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
+from pellucid.protocol.leaves import tensors_of
 from pellucid.registry import Technique, registry
 from pellucid.registry.lookup import create, techniques
 from pellucid.results import Explanation
@@ -208,7 +209,8 @@ def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters:
     if not isinstance(projector, Projector):
         raise ParameterError(f"{_label(projector)} is no projector; `pellucid list --kind projector` shows them")
     if isinstance(states, Explanation):
-        states = states.values
+        # Each example is one point, however many axes its values have.
+        states = torch.cat([leaf.flatten(1) for leaf in tensors_of(states.values)], dim=1)
     if isinstance(states, (list, tuple)):
         states = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in states])
     points = states if isinstance(states, Tensor) else torch.as_tensor(np.asarray(states))

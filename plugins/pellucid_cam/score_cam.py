@@ -66,11 +66,8 @@ class ScoreCAM(Explainer):
         )
         increase = (through.scores - nothing.scores).T.to(maps)
         flat = maps.amax(dim=(2, 3)) == maps.amin(dim=(2, 3))
-        if self.weights == "softmax":
-            # Where every map is flat there is nothing to see: the softmax of nothing is taken to be zero.
-            weights = increase.masked_fill(flat, -torch.inf).softmax(dim=1).nan_to_num(0.0)
-        else:
-            weights = increase.masked_fill(flat, 0.0)
+        weights = increase.masked_fill(flat, -torch.inf).softmax(dim=1) if self.weights == "softmax" else increase
+        weights = weights.masked_fill(flat, 0.0)
         return Attribution((weights[:, :, None, None] * maps).sum(dim=1).relu(), over=self.layer)
 
     def _strongest(self, maps: Tensor) -> Tensor:

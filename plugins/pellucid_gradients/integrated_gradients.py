@@ -46,7 +46,12 @@ class IntegratedGradients(Explainer):
     @classmethod
     def test_instances(cls) -> list[Explainer]:
         """Each quadrature, and adaptive steps."""
-        return [cls(), cls(quadrature="trapezoid"), cls(quadrature="midpoint"), cls(n_steps=8, tolerance=0.01)]
+        return [
+            cls(),
+            cls(n_steps=11, quadrature="trapezoid"),
+            cls(n_steps=10, quadrature="midpoint"),
+            cls(n_steps=4, tolerance=0.01),
+        ]
 
     def explain(self, sample: Sample) -> Passes[Attribution]:
         """`n_steps` forward and backward passes, and a forward pass at each end of the path."""

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     """List the techniques with their kind, what they ask of a model, their provider and a summary."""
     model = None
     if options.works_with is not None:
-        from pellucid.data import load_model
+        from pellucid.data.references import load_model
 
         model = load_model(options.works_with)
     kind = options.kind.removesuffix("s") if options.kind else None

@@ -15,7 +15,7 @@ from pellucid.engine.passes import Engine
 from pellucid.errors import InputError
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.sample import Frame, Sample
-from pellucid.protocol.target import make_target
+from pellucid.protocol.target_given import make_target
 
 
 def make_sample(engine: Engine, inputs: Any, target: Any, seed: int) -> tuple[Sample, list[str]]:

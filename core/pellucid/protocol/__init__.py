@@ -6,18 +6,9 @@ from pellucid.protocol.fold import Fold, Folding, Mean, Moments, Part, Sum
 from pellucid.protocol.leaves import Inputs, Leaves, each, per_example, tensors_of
 from pellucid.protocol.look import Layer, Look, Looks, Seen, SeenTogether
 from pellucid.protocol.sample import Frame, Sample
-from pellucid.protocol.target import (
-    ClassLogit,
-    Contrast,
-    Custom,
-    Loss,
-    Region,
-    Score,
-    Similarity,
-    Target,
-    Unit,
-    make_target,
-)
+from pellucid.protocol.target import ClassLogit, Contrast, Loss, Score, Target
+from pellucid.protocol.target_given import Custom, make_target
+from pellucid.protocol.target_places import Region, Similarity, Unit
 
 __all__ = [
     "ClassLogit",

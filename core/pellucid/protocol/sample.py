@@ -196,7 +196,11 @@ def _black(leaf: Tensor, sample: Sample) -> Tensor:
 
 def _mean(leaf: Tensor, sample: Sample) -> Tensor:
     if leaf.dim() < 3:
-        return leaf.mean(dim=0, keepdim=True).expand_as(leaf)
+        # The mean over the batch would make an example's explanation depend on the others.
+        raise ParameterError(
+            f"baseline 'mean' is for inputs with channels (B, C, ...); the inputs are {tuple(leaf.shape)}. Give the mean "
+            "of reference data as a tensor"
+        )
     return leaf.mean(dim=tuple(range(2, leaf.dim())), keepdim=True).expand_as(leaf)
 
 

@@ -1,9 +1,9 @@
-"""Targets: which number of a model's output is explained."""
+"""Targets: which number of a model's output is explained, and those that speak of classes."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.errors import TargetError, nearest
+from pellucid.errors import TargetError
 
 if TYPE_CHECKING:
     from pellucid.protocol.sample import Sample
@@ -57,6 +57,13 @@ class Target(ABC):
     def score(self, given: Score) -> Tensor:
         """The score of each row, (rows,)."""
 
+    def check(self, examples: int) -> None:
+        """Refuses a target that does not fit so many examples.
+
+        Raises:
+            TargetError: with what was expected.
+        """
+
     def fixed_by(self, sample: Sample) -> Target:
         """The target for other inputs that stand for the sample's examples, such as noisy ones."""
         return self
@@ -82,7 +89,26 @@ def _choose(logits: Tensor, classes: Tensor) -> Tensor:
     return chosen.flatten(1).mean(dim=1)
 
 
-def _check_classes(classes: Tensor, logits: Tensor) -> None:
+def check_rows(what: str, values: Tensor, examples: int) -> None:
+    """Refuses values of which there is not one for each example."""
+    if values.dim() == 0 or values.shape[0] != examples:
+        raise TargetError(f"{what} have shape {tuple(values.shape)}; expected ({examples}, ...), one for each example")
+
+
+def _check_indices(classes: Any, examples: int) -> None:
+    """Refuses classes that are neither an integer nor (B,) integers."""
+    if isinstance(classes, Tensor):
+        if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.dim() != 1:
+            raise TargetError(
+                f"the target's classes are {classes.dtype} of shape {tuple(classes.shape)}; expected integers ({examples},)"
+            )
+        check_rows("the target's classes", classes, examples)
+    elif classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):
+        raise TargetError(f"the target's class is {classes!r}; expected an integer, or a tensor ({examples},) of them")
+
+
+def check_classes(classes: Tensor, logits: Tensor) -> None:
+    """Refuses classes that the model's output does not have."""
     if logits.dim() < 2:
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, which has no axis of classes; give the target as a "
@@ -105,6 +131,10 @@ class ClassLogit(Target):
 
     classes: int | Tensor | None = None
     probability: bool = False
+
+    def check(self, examples: int) -> None:
+        """The classes must be integers, one or (B,)."""
+        _check_indices(self.classes, examples)
 
     def base(self, sample: Sample) -> Sample | None:
         """The sample itself, where the classes are the predicted ones."""
@@ -129,7 +159,7 @@ class ClassLogit(Target):
         if self.classes is None and logits.dim() == 1:
             return logits
         classes = self.of(given)
-        _check_classes(classes, logits)
+        check_classes(classes, logits)
         return _choose(logits.softmax(dim=1) if self.probability else logits, classes % logits.shape[1])
 
     def fixed_by(self, sample: Sample) -> Target:
@@ -203,6 +233,11 @@ class Contrast(Target):
     one: int | Tensor | None
     other: int | Tensor
 
+    def check(self, examples: int) -> None:
+        """The classes must be integers, one or (B,) each."""
+        _check_indices(self.one, examples)
+        _check_indices(self.other, examples)
+
     def base(self, sample: Sample) -> Sample | None:
         """The sample itself, where the first class is the predicted one."""
         return sample if self.one is None else None
@@ -238,20 +273,28 @@ class Loss(Target):
 
     labels: Tensor
 
+    def check(self, examples: int) -> None:
+        """There must be as many labels as examples."""
+        check_rows("the labels", self.labels, examples)
+
     def score(self, given: Score) -> Tensor:
         """The loss of each row."""
         logits = given.logits()
         labels = self.labels[given.examples].to(logits.device)
         if labels.is_floating_point():
-            return (
-                (logits.reshape(labels.shape) - labels.to(logits))
-                .square()
-                .flatten(1 if labels.dim() > 1 else 0)
-                .reshape(len(labels), -1)
-                .sum(dim=1)
+            if logits.numel() != labels.numel():
+                raise TargetError(
+                    f"the labels are {tuple(self.labels.shape[1:])} for each example; the model gives "
+                    f"{tuple(logits.shape[1:])}"
+                )
+            return (logits.reshape(labels.shape) - labels.to(logits)).square().reshape(len(labels), -1).sum(dim=1)
+        if labels.shape[1:] != logits.shape[2:]:
+            raise TargetError(
+                f"the labels have shape {tuple(self.labels.shape)}; expected (B, *{tuple(logits.shape[2:])}) class "
+                "indices"
             )
-        _check_classes(labels, logits)
-        return F.cross_entropy(logits, labels, reduction="none").reshape(len(labels), -1).mean(dim=1)
+        check_classes(labels, logits)
+        return F.cross_entropy(logits, labels.long(), reduction="none").reshape(len(labels), -1).mean(dim=1)
 
     def repeated(self, n: int) -> Target:
         """The same labels once more for each copy."""
@@ -264,205 +307,3 @@ class Loss(Target):
     def describe(self) -> Any:
         """The labels."""
         return {"loss": self.labels.tolist()}
-
-
-@dataclass(frozen=True, eq=False)
-class Unit(Target):
-    """A unit or a whole channel of a layer.
-
-    Attributes:
-        layer: the layer's name.
-        channel: the channel (axis 1), or the unit of a layer (B, features).
-        position: a place in the remaining axes, or None for the mean over them.
-    """
-
-    layer: str
-    channel: int
-    position: tuple[int, ...] | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The unit's layer."""
-        return (self.layer,)
-
-    def score(self, given: Score) -> Tensor:
-        """The unit's activation, or the channel's mean one."""
-        maps = given.activations[self.layer]
-        if maps.dim() < 2 or not -maps.shape[1] <= self.channel < maps.shape[1]:
-            raise TargetError(
-                f"layer '{self.layer}' gives {tuple(maps.shape)}; channel {self.channel} is out of range for its axis 1"
-            )
-        channel = maps[:, self.channel]
-        if self.position is None:
-            return channel.flatten(1).mean(dim=1) if channel.dim() > 1 else channel
-        if len(self.position) != channel.dim() - 1 or any(
-            not -size <= place < size for place, size in zip(self.position, channel.shape[1:], strict=True)
-        ):
-            raise TargetError(
-                f"position {self.position} does not lie in the layer's positions, {tuple(channel.shape[1:])}"
-            )
-        return channel[(slice(None), *self.position)]
-
-    def describe(self) -> Any:
-        """The layer, channel and position."""
-        position = None if self.position is None else list(self.position)
-        return {"unit": {"layer": self.layer, "channel": self.channel, "position": position}}
-
-
-@dataclass(frozen=True, eq=False)
-class Region(Target):
-    """The mean logit of a class over a region of a segmentation map.
-
-    Attributes:
-        index: the class.
-        mask: (h, w) or (B, h, w), of the size of the model's output map; weights or booleans; None is everywhere.
-    """
-
-    index: int
-    mask: Tensor | None = None
-
-    def score(self, given: Score) -> Tensor:
-        """The weighted mean logit over the region."""
-        logits = given.logits()
-        if logits.dim() != 4:
-            raise TargetError(f"Region needs an output (B, classes, h, w); the model gives {tuple(logits.shape)}")
-        _check_classes(torch.tensor([self.index]), logits)
-        maps = logits[:, self.index]
-        if self.mask is None:
-            return maps.mean(dim=(1, 2))
-        mask = self.mask.to(maps)
-        if mask.dim() == 3:
-            mask = mask[given.examples.to(mask.device)]
-        if mask.shape[-2:] != maps.shape[-2:]:
-            raise TargetError(
-                f"the region's mask is {tuple(mask.shape[-2:])}; the output map is {tuple(maps.shape[-2:])}"
-            )
-        total = mask.expand_as(maps).sum(dim=(1, 2))
-        if bool((total == 0).any()):
-            raise TargetError("the region's mask is empty for at least one example; expected at least one position")
-        return (maps * mask).sum(dim=(1, 2)) / total
-
-    def describe(self) -> Any:
-        """The class and the region's size."""
-        return {
-            "region": {"class": self.index, "positions": None if self.mask is None else int((self.mask != 0).sum())}
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class Similarity(Target):
-    """The cosine similarity of the model's output, or of a layer, to an embedding.
-
-    Attributes:
-        embedding: (features,) for all examples or (B, features).
-        layer: the layer that is compared, or None for the output.
-    """
-
-    embedding: Tensor
-    layer: str | None = None
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layer, if any."""
-        return () if self.layer is None else (self.layer,)
-
-    def score(self, given: Score) -> Tensor:
-        """The cosine of each row with its embedding."""
-        here = (given.logits() if self.layer is None else given.activations[self.layer]).flatten(1)
-        embedding = self.embedding.to(here)
-        if embedding.dim() > 1:
-            embedding = embedding[given.examples.to(here.device)].flatten(1)
-        if embedding.shape[-1] != here.shape[-1]:
-            raise TargetError(f"the embedding has {embedding.shape[-1]} features; the model gives {here.shape[-1]}")
-        return F.cosine_similarity(here, embedding.expand_as(here), dim=1)
-
-    def describe(self) -> Any:
-        """Where the similarity is taken."""
-        return {"similarity": {"layer": self.layer, "features": self.embedding.shape[-1]}}
-
-
-@dataclass(frozen=True, eq=False)
-class Custom(Target):
-    """Any function of what the model returns.
-
-    Attributes:
-        function: takes the model's own output and returns (B,) scores.
-    """
-
-    function: Callable[[Any], Tensor]
-
-    def score(self, given: Score) -> Tensor:
-        """What the function returns, checked to be one number for each row."""
-        score = self.function(given.raw)
-        rows = len(given.examples)
-        if not isinstance(score, Tensor):
-            raise TargetError(f"the target function returned {type(score).__name__}; expected a tensor ({rows},)")
-        if score.shape != (rows,):
-            if rows == 1 and score.numel() == 1:
-                return score.reshape(1)
-            raise TargetError(
-                f"the target function returned shape {tuple(score.shape)} for {rows} examples; expected ({rows},), one "
-                "score for each (return the scores before summing or averaging over the batch)"
-            )
-        return score
-
-    def describe(self) -> Any:
-        """The function's name."""
-        return f"function {getattr(self.function, '__qualname__', type(self.function).__name__)}"
-
-
-def make_target(target: Any, examples: int, categories: Sequence[str] | None = None) -> Target:
-    """Makes a `Target` of what a user may give.
-
-    Args:
-        target: None (the predicted class), an index, a category's name, a sequence or tensor of them, a callable, or a
-            `Target`.
-        examples: how many examples there are.
-        categories: the model's class names, if known.
-
-    Raises:
-        TargetError: when it is none of these, or there are not as many targets as examples.
-    """
-    if isinstance(target, Target):
-        return target
-    if target is None:
-        return ClassLogit()
-    if isinstance(target, str):
-        return ClassLogit(_category(target, categories))
-    if isinstance(target, bool):
-        raise TargetError("the target is a bool; expected a class index")
-    if hasattr(target, "__index__") and not isinstance(target, Tensor):
-        return ClassLogit(int(target))
-    if callable(target) and not isinstance(target, Tensor):
-        return Custom(target)
-    if isinstance(target, (list, tuple)):
-        target = [_category(one, categories) if isinstance(one, str) else one for one in target]
-    try:
-        classes = torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError):
-        raise TargetError(
-            f"the target is a {type(target).__name__}; expected None, a class index or name, a tensor of indices, a "
-            "callable from the model's output to scores, or a Target"
-        ) from None
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise TargetError(f"the target has type {classes.dtype}; expected integer class indices")
-    # A copy: the caller may change theirs, and one made under inference mode could not be used for gradients.
-    classes = classes.detach().cpu().long().clone()
-    if classes.dim() == 0:
-        return ClassLogit(int(classes))
-    if classes.shape != (examples,):
-        raise TargetError(
-            f"the target has shape {tuple(classes.shape)}; expected ({examples},), one class for each example"
-        )
-    return ClassLogit(classes)
-
-
-def _category(name: str, categories: Sequence[str] | None) -> int:
-    if categories is None:
-        raise TargetError(
-            f"target '{name}' is a name, but this model's class names are not known; give the class index"
-        )
-    folded = [category.casefold() for category in categories]
-    if name.casefold() not in folded:
-        raise TargetError(f"the model has no class '{name}'.{nearest(name, categories)}")
-    return folded.index(name.casefold())

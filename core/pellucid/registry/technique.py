@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,7 +174,7 @@ class Technique:
         if self.missing:
             raise self._unavailable()
         cls = self.load()
-        self._check_names(cls, params)
+        self._check_names(params)
         try:
             instance = cls(**params)
         except PellucidError:
@@ -193,7 +193,7 @@ class Technique:
         Raises:
             Unavailable, PluginError: as `load`.
         """
-        return _parameters(self.load())
+        return list(_parameters(self.load()))  # type: ignore[arg-type]  # mypy does not know that classes have a hash
 
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-able values, with what is missing of its requirements."""
@@ -210,8 +210,8 @@ class Technique:
             f"technique {self.name!r} needs {', '.join(self.missing)}, which is not installed. Try: {self.hint}"
         )
 
-    def _check_names(self, cls: type[Any], params: dict[str, Any]) -> None:
-        known = _parameters(cls)
+    def _check_names(self, params: dict[str, Any]) -> None:
+        known = self.parameters()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
             return
         names = [parameter.name for parameter in known]
@@ -225,14 +225,11 @@ class Technique:
 
 
 @functools.cache
-def _parameters(cls: type[Any]) -> list[inspect.Parameter]:
+def _parameters(cls: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
     import inspect  # only when something is created or shown: it would slow `pellucid list`
 
-    return [
-        parameter
-        for parameter in inspect.signature(cls).parameters.values()
-        if parameter.kind is not parameter.VAR_POSITIONAL
-    ]
+    parameters = inspect.signature(cls).parameters.values()
+    return tuple(parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL)
 
 
 def _installed(distribution: str) -> bool:

@@ -95,8 +95,8 @@ class Attribution(Explanation):
             maps = values
         else:
             raise InputError(
-                f"values of shape {tuple(values.shape)} over {self.over} have no place on a map; expected (B, C, H, W), "
-                "a layer's (B, h, w), or segments with their map; use plot() or to_dataframe() instead"
+                f"values of shape {tuple(values.shape)} over {self.over} have no place on a map; expected (B, C, H, W),"
+                " a layer's (B, h, w), or segments with their map; use plot() or to_dataframe() instead"
             )
         size = size or self._input_size(name)
         return maps if size is None else resize(maps, size)

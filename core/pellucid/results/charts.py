@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pellucid.results.scores import Scores
 
 KINDS = ("auto", "bars", "curves")
-NOTE = "lines on bars and bands: two standard errors over examples   ·   grey: controls, the dashed line is the best of them"
+NOTE = "lines on bars and bands: two standard errors over examples   ·   grey: controls, dashed: the best of them"
 
 
 def scores(result: Scores, metrics: Iterable[str] | None, kind: str) -> draw.Picture:

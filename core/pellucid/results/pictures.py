@@ -59,7 +59,7 @@ def attribution(
     columns = max(1, min(columns // across or 1, len(shown)))
     rows = math.ceil(len(shown) / columns)
     aspect = min(2.0, max(0.5, maps.shape[-2] / maps.shape[-1]))
-    picture, axes = draw.grid(rows, columns * across, 2.9, 2.9 * aspect + 0.3)
+    picture, axes = draw.grid(rows, columns * across, 2.9, 2.65 * aspect + 0.25)
     for place, (example, heatmap) in enumerate(zip(shown, maps, strict=True)):
         here = axes[place // columns][place % columns * across : (place % columns + 1) * across]
         photo = None if found is None else found[example]

@@ -19,21 +19,24 @@ FLOOR = 0.7
 CEILING = 0.6
 """The most that a control may reach."""
 
-GLYPHS = {
-    "ring": ["........", ".#####..", ".#...#..", ".#...#..", ".#...#..", ".#####..", "........", "........"],
-    "cross": ["#......#", ".#....#.", "..#..#..", "...##...", "...##...", "..#..#..", ".#....#.", "#......#"],
-    "rows": ["........", "........", "########", "........", "........", "########", "........", "........"],
-    "columns": ["..#..#..", "..#..#..", "..#..#..", "..#..#..", "..#..#..", "..#..#..", "..#..#..", "..#..#.."],
-}
-DISTRACTORS = {
-    "plus": ["...#....", "...#....", "...##...", "########", "...#....", "...#....", "...#....", "...#...."],
-    "corner": ["#.......", "#.......", "#.......", "#.......", "#.......", "#.......", "##......", "########"],
-}
+GLYPHS = (
+    (".#.#....", ".#....#.", "#......#", "##.#....", ".#..#...", "#.....#.", ".#......", ".#....#."),
+    (".....#.#", "....#...", "...#....", "#.##...#", "#.....##", "#....#..", "........", ".#.#.#.."),
+    ("..#.....", "........", "#.##....", "....#..#", "....#...", "##..####", "###.....", "........"),
+    ("....##.#", "#.....#.", "..#..#..", ".#......", "#.......", "..#..##.", "##......", "...#..#."),
+)
+DISTRACTORS = (
+    ("#..#.#..", ".#.#.#..", ".#......", ".#.....#", "..#....#", ".#...#..", ".....#.#", "......#."),
+    ("..##....", "...#.#..", "..#..#..", ".#..##..", ".....#..", "..#...##", "#.......", ".##....."),
+)
+"""Sixteen pixels each. Random patterns, chosen so that none resembles another, or itself, at any shift: the greatest
+correlation is a quarter of a pattern's with itself."""
+
 PLACES = ((0, 2), (0, 3), (1, 3), (2, 0), (3, 0), (3, 1))
 """Cells off the diagonal; the distractor stands where a transposed map would show the glyph."""
 
 
-def _drawn(rows: list[str]) -> Tensor:
+def _drawn(rows: tuple[str, ...]) -> Tensor:
     return torch.tensor([[float(mark == "#") for mark in row] for row in rows])
 
 
@@ -59,39 +62,39 @@ class Planted:
 
 
 class GlyphNet(nn.Module):
-    """A network that finds each glyph by its template: correlation, threshold, pooling and a linear head.
+    """A network that finds each glyph by its template: correlation, threshold, square, pooling and a linear head.
 
     It sees the distractors as well as the glyphs, in channels of their own, and gives them no weight.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = torch.stack([_drawn(rows) for rows in (*GLYPHS.values(), *DISTRACTORS.values())])
+        shapes = torch.stack([_drawn(rows) for rows in (*GLYPHS, *DISTRACTORS)])
         templates = shapes - shapes.mean(dim=(1, 2), keepdim=True)
         templates = templates / templates.flatten(1).norm(dim=1)[:, None, None]
         peak = float((templates * shapes).sum(dim=(1, 2)).amin())
         self.find = nn.Conv2d(3, len(shapes), CELL, padding=CELL // 2)
         self.relu = nn.ReLU()
-        self.pool = nn.AvgPool2d(CELL, stride=CELL // 2, padding=CELL // 2)
+        self.pool = nn.AvgPool2d(12, stride=4, padding=4)
         self.head = nn.Linear(len(shapes), len(GLYPHS))
         with torch.no_grad():
             self.find.weight.copy_(templates[:, None].expand(-1, 3, -1, -1) / 3)
             assert self.find.bias is not None
-            self.find.bias.fill_(-0.65 * peak)
+            self.find.bias.fill_(-0.5 * peak)
             self.head.weight.zero_()
-            self.head.weight[:, : len(GLYPHS)] = 4000 * torch.eye(len(GLYPHS))
+            self.head.weight[:, : len(GLYPHS)] = 2500 * torch.eye(len(GLYPHS))
             self.head.bias.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 4) of images (B, 3, 32, 32)."""
-        maps = self.pool(self.relu(self.find(images)))
+        maps = self.pool(self.relu(self.find(images)) ** 2)
         return self.head(maps.mean(dim=(2, 3)))  # type: ignore[no-any-return]
 
 
 def planted(generator: torch.Generator, n: int = 4, rivals: bool = False) -> Planted:
     """Makes images with a glyph and a distractor of as many pixels, or, for `rivals`, another class's glyph."""
     classes = torch.arange(n) % len(GLYPHS)
-    shapes, others = ([_drawn(rows) for rows in kind.values()] for kind in (GLYPHS, DISTRACTORS))
+    shapes, others = ([_drawn(rows) for rows in kind] for kind in (GLYPHS, DISTRACTORS))
     side = GRID * CELL
     images = 0.05 * torch.randn(n, 1, side, side, generator=generator)
     cells = torch.zeros(2, n, side, side, dtype=torch.bool)

@@ -36,8 +36,8 @@ class SmoothGradCAMPP(Explainer):
     noise: Annotated[float, Ge(0)] = 0.15
 
     known_failures: ClassVar[dict[str, str]] = {
-        "gives other values under another seed": "before pooling and one linear layer the gradient is the same at every "
-        "input, so that noise changes nothing at the layer that is chosen there",
+        "gives other values under another seed": "before pooling and one linear layer the gradient is the same at "
+        "every input, so that noise changes nothing at the layer that is chosen there",
     }
 
     @classmethod
