@@ -16,7 +16,7 @@ from pellucid.engine.finish import Finisher
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.optimize import optimise
-from pellucid.engine.passes import Engine
+from pellucid.engine.passes import INPUT, Engine
 from pellucid.engine.planner import Cost, Drive, Outcome, Planner, Progress
 from pellucid.engine.station import classes_of
 from pellucid.errors import InputError, ParameterError, Unsuitable
@@ -99,7 +99,7 @@ class Run:
             if not isinstance(result, Explanation):
                 continue
             try:
-                layer = self._layer(engine, sample, result)
+                layer = self._layer(engine, sample, self.techniques[name], result)
                 outcome.results[name] = finisher.finish(
                     result, self.techniques[name], drives[name].cost, layer=layer, shared=len(drives) > 1
                 )
@@ -109,12 +109,12 @@ class Run:
         return outcome
 
     @staticmethod
-    def _layer(engine: Engine, sample: Sample, result: Explanation) -> str | None:
-        """The layer that a result is over, found: "auto" is recorded by its name."""
+    def _layer(engine: Engine, sample: Sample, technique: Any, result: Explanation) -> str | None:
+        """The layer that a result is over, where its technique was told one; "auto" is recorded by the name found."""
         over = getattr(result, "over", None)
-        if over == "auto":
-            return engine.find(sample, over).layer.name
-        return None
+        if not isinstance(over, str) or over == INPUT or over != technique.get_params().get("layer"):
+            return None
+        return engine.find(sample, over).layer.name
 
     def _layers_named(self) -> frozenset[str]:
         """The texts among the techniques' parameters, some of which name layers."""
