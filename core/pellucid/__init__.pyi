@@ -41,6 +41,7 @@ from .protocol.fold import Part as Part
 from .protocol.fold import Sum as Sum
 from .protocol.leaves import Inputs as Inputs
 from .protocol.leaves import Leaves as Leaves
+from .protocol.leaves import each as each
 from .protocol.look import Layer as Layer
 from .protocol.look import Look as Look
 from .protocol.look import Seen as Seen

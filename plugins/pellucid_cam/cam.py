@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pellucid import Attribution, Check, Explainer, Look, Passes, Sample, Seen, Unsuitable, together
+from pellucid import Attribution, Check, Explainer, Look, Passes, Sample, Unsuitable, together
 
 CONSTANT = 1e-3
 """How far a linear head's gradient may vary, as a share of its greatest value: rounding, half precision included."""
@@ -43,8 +43,8 @@ class CAM(Explainer):
     def explain(self, sample: Sample) -> Passes[Attribution]:
         """A forward and a backward pass at the sample, and at its half; the latter only through the head."""
         seen, halved = yield from together(
-            self._look(Look(at=sample, activations=[self.layer], gradients=[self.layer])),
-            self._look(Look(at=sample.along("zero", [0.5]), gradients=[self.layer])),
+            Look(at=sample, activations=[self.layer], gradients=[self.layer]),
+            Look(at=sample.along("zero", [0.5]), gradients=[self.layer]),
         )
         maps, slopes, others = seen.maps(self.layer), seen.map_gradients(self.layer), halved.map_gradients(self.layer)
         weights = slopes.mean(dim=(2, 3), keepdim=True)
@@ -63,9 +63,6 @@ class CAM(Explainer):
             )
         values = (weights * maps).sum(dim=1) * maps[0, 0].numel()
         return Attribution(values.relu() if self.relu else values, over=self.layer, checks=checks)
-
-    def _look(self, look: Look) -> Passes[Seen]:
-        return (yield look)
 
 
 def _deviation(gradient: Tensor, weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid import Attribution, Explainer, Look, Passes, Sample, Seen, Unsuitable, together
+from pellucid import Attribution, Explainer, Look, Passes, Sample, Unsuitable, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,8 @@ class ScoreCAM(Explainer):
             return _scaled(F.interpolate(chosen, image.shape[2:], mode="bilinear", align_corners=False))
 
         through, nothing = yield from together(
-            self._look(Look(at=sample.masked(count, masks, "zero"))),
-            self._look(Look(at=sample.along("zero", [0.0]))),
+            Look(at=sample.masked(count, masks, "zero")),
+            Look(at=sample.along("zero", [0.0])),
         )
         increase = (through.scores - nothing.scores).T.to(maps)
         flat = maps.amax(dim=(2, 3)) == maps.amin(dim=(2, 3))
@@ -75,9 +75,6 @@ class ScoreCAM(Explainer):
             return maps
         top = maps.square().sum(dim=(2, 3)).topk(self.channels, dim=1).indices
         return maps.take_along_dim(top[:, :, None, None], dim=1)
-
-    def _look(self, look: Look) -> Passes[Seen]:
-        return (yield look)
 
 
 def _scaled(maps: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from pellucid import Attribution, Explainer, Look, Passes, Sample
 class Activations(Explainer):
     """Gives a layer's activations as they are.
 
-    The values are (B, ...) in the layer's own layout: (B, C, h, w) for maps, (B, n, C) for tokens. They do not depend on
-    the target.
+    The values are (B, ...) in the layer's own layout: (B, C, h, w) for maps, (B, n, C) for tokens. They do not
+    depend on the target.
 
     Attributes:
         layer: the layer; "auto" is the last map of positions before the head.

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid import Leaves
-
-
-def leafwise(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Applies a function to a tensor, or to each of several inputs."""
-    return first.each(function, *others) if isinstance(first, Leaves) else function(first, *others)
 
 
 def total(values: Any) -> Tensor:

@@ -21,8 +21,9 @@ from pellucid import (
     Passes,
     Sample,
     Sum,
+    each,
 )
-from pellucid_gradients.arithmetic import NOISE_TOLERANCE, leafwise, noise_share
+from pellucid_gradients.arithmetic import NOISE_TOLERANCE, noise_share
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class ExpectedGradients(Explainer):
             def move(leaf: Tensor, origin: Tensor) -> Tensor:
                 return torch.lerp(origin, leaf, places[draws].to(leaf).reshape(-1, *(1,) * (leaf.dim() - 1)))
 
-            return leafwise(move, inputs, references[rows[draws, examples]])
+            return each(move, inputs, references[rows[draws, examples]])
 
         def contribution(part: Part) -> tuple[Any, Any]:
             origin = references[rows[part.draws, part.examples]]
@@ -96,7 +97,7 @@ class ExpectedGradients(Explainer):
             return sample.inputs, (own + shifts[:, None]) % count
         if isinstance(self.baselines, (str, float)):
             return sample.baseline(self.baselines), own.expand(self.n_samples, count)
-        references = leafwise(_fitted, sample.inputs, self.baselines)
+        references = each(_fitted, sample.inputs, self.baselines)
         leaves = references.values() if isinstance(references, Leaves) else [references]
         sizes = {len(leaf) for leaf in leaves}
         if len(sizes) > 1:

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt
 
 from pellucid import Attribution, Check, Explainer, Look, Mean, Passes, Sample, together
-from pellucid_gradients.path import Baselines, Quadrature, completeness_error, look_along, look_at, nodes
+from pellucid_gradients.path import Baselines, Quadrature, completeness_error, nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,9 @@ class IntegratedGradients(Explainer):
         start = sample.baseline(self.baselines)
         alphas, weights = nodes(self.quadrature, self.n_steps)
         path, here, there = yield from together(
-            look_along(sample, self.baselines, alphas, ["input"], Mean(weights)),
-            look_at(sample),
-            look_along(sample, self.baselines, torch.zeros(1)),
+            Look(at=sample.along(self.baselines, alphas), gradients=["input"], fold=Mean(weights)),
+            Look(at=sample),
+            Look(at=sample.along(self.baselines, [0.0])),
         )
         ends = here.scores, there.scores[0]
         values = (sample.inputs - start) * path.gradients["input"]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge
 
-from pellucid import Attribution, Check, Explainer, Mean, Passes, Sample, together
-from pellucid_gradients.path import Baselines, Quadrature, completeness_error, look_along, look_at, nodes
+from pellucid import Attribution, Check, Explainer, Look, Mean, Passes, Sample, together
+from pellucid_gradients.path import Baselines, Quadrature, completeness_error, nodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +41,11 @@ class InteriorGradients(Explainer):
     def explain(self, sample: Sample) -> Passes[Attribution]:
         """`n_steps` forward and backward passes; by the inputs, also a forward pass at each end of the path."""
         alphas, weights = nodes(self.quadrature, self.n_steps)
-        along = look_along(sample, self.baselines, alphas, [self.layer], Mean(weights))
+        along = Look(at=sample.along(self.baselines, alphas), gradients=[self.layer], fold=Mean(weights))
         if self.layer != "input":
-            path = yield from along
+            path = yield along
             return Attribution(path.gradients[self.layer], over=self.layer)
-        path, here, there = yield from together(
-            along, look_at(sample), look_along(sample, self.baselines, torch.zeros(1))
-        )
+        path, here, there = yield from together(along, Look(at=sample), Look(at=sample.along(self.baselines, [0.0])))
         slopes = path.gradients["input"]
         error = completeness_error(
             (sample.inputs - sample.baseline(self.baselines)) * slopes, here.scores, there.scores[0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid import Fold, Leaves, Look, ParameterError, Passes, Sample, Seen
+from pellucid import Leaves, ParameterError
 from pellucid_gradients.arithmetic import total
 
 Baselines: TypeAlias = str | float | Tensor | Leaves
@@ -18,6 +18,7 @@ Baselines: TypeAlias = str | float | Tensor | Leaves
 Quadrature: TypeAlias = Literal["gausslegendre", "trapezoid", "midpoint"]
 
 
+@functools.cache
 def nodes(quadrature: Quadrature, n: int) -> tuple[Tensor, Tensor]:
     """The places in [0, 1] and the weights, which sum to one, of a rule with n points.
 
@@ -34,18 +35,6 @@ def nodes(quadrature: Quadrature, n: int) -> tuple[Tensor, Tensor]:
     ends = torch.ones(n, dtype=torch.float64)
     ends[[0, -1]] = 0.5
     return torch.linspace(0, 1, n, dtype=torch.float64), ends / (n - 1)
-
-
-def look_along(
-    sample: Sample, baselines: Baselines, places: Tensor, gradients: Sequence[str] = (), fold: Fold | None = None
-) -> Passes[Seen]:
-    """Looks at points of the path, as passes that `together` can drive beside others."""
-    return (yield Look(at=sample.along(baselines, places), gradients=gradients, fold=fold))
-
-
-def look_at(sample: Sample) -> Passes[Seen]:
-    """Looks at the sample's own score."""
-    return (yield Look(at=sample))
 
 
 def completeness_error(values: Any, here: Tensor, there: Tensor) -> Tensor:

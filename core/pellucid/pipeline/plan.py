@@ -85,6 +85,7 @@ class _Planner:
         self.kinds: dict[str, str] = {}
         self.records: dict[str, Technique | None] = {}
         self.planned: dict[str, Planned] = {}
+        self.wrong: set[str] = set()
 
     def run(self) -> dict[str, Planned]:
         for name, step in self.steps.items():
@@ -101,14 +102,9 @@ class _Planner:
                 self._make(name)
         for name in self.steps:
             # What takes a faulty step cannot be made, but its own parameters are looked at.
-            if name in self.kinds and name not in self.planned and name not in self.made_wrong:
+            if name in self.kinds and name not in self.planned:
                 self._check_parameters(name)
         return self.planned
-
-    @property
-    def made_wrong(self) -> set[str]:
-        """Steps whose parameters were found wrong."""
-        return self.__dict__.setdefault("_wrong", set())  # type: ignore[no-any-return]
 
     def _say(self, name: str, field: str, problem: object) -> None:
         self.problems.append(f"step '{name}', field '{field}': {problem}")
@@ -191,7 +187,7 @@ class _Planner:
         try:
             made = create(step.use, **parameters)
         except PellucidError as error:
-            self.made_wrong.add(name)
+            self.wrong.add(name)
             self.problems.append(f"step '{name}': {error}")
             return
         controls = tuple(step.controls) if isinstance(step.controls, list) else step.controls
@@ -200,11 +196,14 @@ class _Planner:
     def _check_parameters(self, name: str) -> bool:
         """Whether a step's parameters exist and have values that the technique takes, each looked at by itself."""
         step, record, known = self.steps[name], self.records[name], self._parameters(name)
-        wrong = False
+        if name in self.wrong:
+            return False
         if record is None:
             if step.parameters:
-                self.problems.append(f"step '{name}': 'use' is an instance already; set its parameters where it is made")
-                wrong = True
+                self.problems.append(
+                    f"step '{name}': 'use' is an instance already; set its parameters where it is made"
+                )
+                self.wrong.add(name)
         else:
             needed = {one.name for one in record.parameters() if one.default is one.empty}
             for field, value in step.parameters.items():
@@ -212,18 +211,16 @@ class _Planner:
                     fields = [*(other for other in known if other != "of"), *Step.model_fields]
                     listed = nearest(field, fields) or f" Its parameters are {', '.join(known) or 'none'}."
                     self._say(name, field, f"'{record.name}' has no such parameter.{listed}")
-                    wrong = True
+                    self.wrong.add(name)
                 elif needed <= {field}:
                     try:
                         record.create(**{field: value})
                     except ParameterError as error:
                         self._say(name, field, error)
-                        wrong = True
+                        self.wrong.add(name)
                     except PellucidError:
                         continue  # missing requirements and the like, which are said where the whole is made
-        if wrong:
-            self.made_wrong.add(name)
-        return not wrong
+        return name not in self.wrong
 
 
 def _called(use: Any) -> str:

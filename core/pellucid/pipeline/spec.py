@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"the pipeline '{path}' cannot be read: {error}") from error
     try:
-        found = yaml.load(text, _loader())  # noqa: S506  (a SafeLoader that refuses keys given twice)
+        found = yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise PipelineError(f"'{path}' is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from pellucid.errors import ParameterError
-from pellucid.protocol.leaves import Leaves, each, per_example
+from pellucid.errors import ParameterError, ProtocolError
+from pellucid.protocol.leaves import Leaves, each, per_example, tensors_of
 from pellucid.protocol.sample import Sample
 
 Make: TypeAlias = Callable[[Any, Tensor, Tensor], Any]
@@ -44,8 +44,21 @@ class Derived:
         return self.n * len(self.sample)
 
     def rows(self, draws: Tensor, examples: Tensor) -> Any:
-        """Makes the given rows."""
-        return self.make(each(lambda leaf: _rows(leaf, examples), self.sample.inputs), draws, examples)
+        """Makes the given rows.
+
+        Raises:
+            ProtocolError: when `make` changes the inputs in place, or makes another number of rows.
+        """
+        given = each(lambda leaf: _rows(leaf, examples), self.sample.inputs)
+        before = [leaf._version for leaf in tensors_of(given)]
+        made = self.make(given, draws, examples)
+        if before != [leaf._version for leaf in tensors_of(given)]:
+            raise ProtocolError("what makes a derived sample changed the inputs in place; clone them first")
+        for leaf in tensors_of(made):
+            if not isinstance(leaf, Tensor) or leaf.shape[:1] != examples.shape:
+                shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+                raise ProtocolError(f"what makes a derived sample returned {shape}; expected ({len(examples)}, ...)")
+        return made
 
     def flattened(self) -> Sample:
         """All draws of all examples as one plain sample of n x B examples, draw by draw, in memory.
@@ -54,10 +67,9 @@ class Derived:
         """
         examples = torch.arange(len(self.sample)).repeat(self.n)
         draws = torch.arange(self.n).repeat_interleave(len(self.sample))
-        flat = self.sample.at(self.rows(draws, examples))
         return Sample(
-            flat.inputs,
-            flat.target.repeated(self.n),
+            self.rows(draws, examples),
+            self.sample.target.fixed_by(self.sample).repeated(self.n),
             self.sample.seed,
             self.sample.mean,
             self.sample.std,
@@ -101,7 +113,7 @@ def jittered(sample: Sample, n: int, scale: float, *, relative: bool = True, lab
         raise ParameterError(f"the noise has scale {scale}; expected 0 or more")
 
     def make(inputs: Any, draws: Tensor, examples: Tensor) -> Any:
-        distinct, place = draws.unique(return_inverse=True)
+        distinct, place = torch.unique(draws, return_inverse=True)
 
         def shake(leaf: Tensor, name: str = "") -> Tensor:
             noise = torch.stack(
@@ -119,18 +131,26 @@ def jittered(sample: Sample, n: int, scale: float, *, relative: bool = True, lab
 
 
 def masked(
-    sample: Sample, n: int, masks: Tensor | Callable[[Tensor, Tensor], Tensor], baseline: Any = "zero"
+    sample: Sample, n: int, masks: Tensor | Leaves | Callable[[Tensor, Tensor], Any], baseline: Any = "zero"
 ) -> Derived:
     """See `Sample.masked`."""
     ground = sample.baseline(baseline)
-    if isinstance(masks, Tensor) and masks.shape[0] != n:
-        raise ParameterError(f"there are {masks.shape[0]} masks; expected {n}")
+    fixed = None if callable(masks) else masks
+    for leaf in [] if fixed is None else tensors_of(fixed):
+        if leaf.dim() == 0 or leaf.shape[0] != n:
+            raise ParameterError(f"the masks have shape {tuple(leaf.shape)}; expected ({n}, ...)")
 
     def make(inputs: Any, draws: Tensor, examples: Tensor) -> Any:
-        chosen = masks[draws.to(masks.device)] if isinstance(masks, Tensor) else masks(draws, examples)
+        chosen = masks(draws, examples) if callable(masks) else each(lambda mask: mask[draws.to(mask.device)], masks)
 
         def hide(leaf: Tensor, origin: Tensor, mask: Tensor) -> Tensor:
             mask = mask.to(device=leaf.device)
+            # Broadcasting would lay the rows of a mask without the axis of channels over the channels.
+            if mask.dim() != leaf.dim() or any(m not in (1, k) for m, k in zip(mask.shape, leaf.shape, strict=True)):
+                raise ProtocolError(
+                    f"the masks have rows of shape {tuple(mask.shape[1:])}; expected as many axes as the inputs' "
+                    f"{tuple(leaf.shape[1:])}, each of that size or 1"
+                )
             origin = _rows(origin, examples)
             return (
                 torch.where(mask, leaf, origin) if mask.dtype == torch.bool else torch.lerp(origin, leaf, mask.to(leaf))

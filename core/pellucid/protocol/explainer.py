@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pellucid.errors import ProtocolError
 from pellucid.protocol.look import Look, Looks, Seen, SeenTogether
@@ -54,23 +54,20 @@ class Projector(Parametrised, ABC):
 
 
 def as_passes(made: Any) -> Generator[Look, Seen, Any]:
-    """Makes a generator of what a technique's method returned, which may be the result itself."""
-    if inspect.isgenerator(made):
-        return made
+    """Makes a generator of what a technique's method returned, which may be the result itself, or of a single look."""
+    return cast(Passes[Any], made) if inspect.isgenerator(made) else _passes_of(made)
 
-    def at_once() -> Generator[Look, Seen, Any]:
-        return made
-        yield  # the unreachable `yield` makes this function a generator
 
-    return at_once()
+def _passes_of(made: Any) -> Passes[Any]:
+    return (yield made) if isinstance(made, Look) else made
 
 
 def together(*passes: Any) -> Passes[tuple[Any, ...]]:
     """Drives several techniques side by side, so that they share passes, and returns their results in order.
 
-    Use it with `yield from`:
+    Use it with `yield from`; a plain look among them gives what was seen:
 
-        one, two = yield from together(a.explain(sample), b.explain(sample))
+        one, two, seen = yield from together(a.explain(sample), b.explain(sample), Look(at=sample))
     """
     generators = [as_passes(one) for one in passes]
     results: dict[int, Any] = {}
@@ -78,7 +75,12 @@ def together(*passes: Any) -> Passes[tuple[Any, ...]]:
 
     def advance(index: int, seen: Seen | None) -> None:
         try:
-            pending[index] = generators[index].send(seen)  # type: ignore[arg-type]
+            look = generators[index].send(seen)  # type: ignore[arg-type]
+            if not isinstance(look, Look):
+                raise ProtocolError(
+                    f"a technique driven by `together` yielded a {type(look).__name__}; expected a Look"
+                )
+            pending[index] = look
         except StopIteration as stop:
             pending.pop(index, None)
             results[index] = stop.value

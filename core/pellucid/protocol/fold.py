@@ -61,8 +61,24 @@ class Folding(ABC):
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Half-precision values are summed in single precision, all others in their own."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    """Values of half precision and whole numbers are summed in single precision, all others in their own."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) or tensor.is_complex() else tensor.float()
+
+
+def _asked(part: Part) -> dict[str, Any]:
+    """What a fold reduces: tensors with a row each; anything else that a model returns has no mean."""
+    asked = {"outputs": part.outputs, "activations": part.activations, "gradients": part.gradients}
+    rows = part.draws.shape
+
+    def wide(value: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.shape[:1] != rows:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ProtocolError(
+                f"a fold reduces tensors ({len(part.draws)}, ...), a row each; the model returned {shape}"
+            )
+        return _wide(value)
+
+    return {name: pytree.tree_map(wide, value) for name, value in asked.items() if value is not None}
 
 
 class _Sums:
@@ -73,7 +89,6 @@ class _Sums:
         self.total: Any = None
 
     def add(self, rows: Any, examples: Tensor) -> None:
-        rows = pytree.tree_map(_wide, rows)
         if self.total is None:
             self.total = pytree.tree_map(lambda row: row.new_zeros((self.examples, *row.shape[1:])), rows)
         pytree.tree_map(lambda total, row: total.index_add_(0, examples.to(row.device), row), self.total, rows)
@@ -107,19 +122,17 @@ class _Averaging(Folding):
 
     def _weigh(self, part: Part, value: Tensor) -> Tensor:
         if self.weights is None:
-            return _wide(value) / self.draws
+            return value / self.draws
         weights = self.weights.to(value.device)
         draws, examples = part.draws.to(value.device), part.examples.to(value.device)
         chosen = weights[draws] if weights.dim() == 1 else weights[draws, examples]
-        return _wide(value) * chosen.to(_wide(value).dtype).reshape(-1, *(1,) * (value.dim() - 1))
+        return value * chosen.to(value.dtype).reshape(-1, *(1,) * (value.dim() - 1))
 
     def add(self, part: Part) -> None:
-        rows = {"outputs": part.outputs, "activations": part.activations, "gradients": part.gradients}
-        rows = {name: value for name, value in rows.items() if value is not None}
-        self.sums.add(pytree.tree_map(lambda value: self._weigh(part, value), rows), part.examples)
+        self.sums.add(pytree.tree_map(lambda value: self._weigh(part, value), _asked(part)), part.examples)
 
     def finish(self) -> dict[str, Any]:
-        return self.sums.total
+        return dict(self.sums.total)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,14 +157,12 @@ class _Spreading(Folding):
         self.square: Any = None
 
     def add(self, part: Part) -> None:
-        rows = {"outputs": part.outputs, "activations": part.activations, "gradients": part.gradients}
-        rows = {name: value for name, value in rows.items() if value is not None}
-        rows = pytree.tree_map(_wide, rows)
+        rows = _asked(part)
         if self.mean is None:
             self.mean = pytree.tree_map(lambda row: row.new_zeros((self.examples, *row.shape[1:])), rows)
             self.square = pytree.tree_map(torch.zeros_like, self.mean)
         # Within one draw every example occurs at most once, so that the update is a plain indexed one.
-        for draw in part.draws.unique().tolist():
+        for draw in torch.unique(part.draws).tolist():
             chosen = part.draws == draw
             examples = part.examples[chosen]
             self.counts[examples] += 1
@@ -198,14 +209,22 @@ class _Summing(Folding):
         self.sums = _Sums(examples)
 
     def add(self, part: Part) -> None:
+        before = _versions(part)
         rows = self.function(part)
+        if before != _versions(part):
+            raise ProtocolError("the function of Sum changed in place what it was shown; clone it first")
         for tensor in pytree.tree_leaves(rows):
             if not isinstance(tensor, Tensor) or tensor.shape[:1] != part.draws.shape:
                 shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise ProtocolError(
                     f"the function of Sum returned {shape}; expected ({len(part.draws)}, ...), a row each"
                 )
-        self.sums.add(rows, part.examples)
+        self.sums.add(pytree.tree_map(_wide, rows), part.examples)
 
     def finish(self) -> dict[str, Any]:
         return {"folded": self.sums.total}
+
+
+def _versions(part: Part) -> list[int]:
+    """How often each tensor of a part was changed in place: other looks share them."""
+    return [leaf._version for leaf in pytree.tree_leaves(vars(part)) if isinstance(leaf, Tensor)]

@@ -70,7 +70,8 @@ class Leaves(Mapping[str, Tensor]):
                 return type(value)(pick(part, name) for part in value)
             return value
 
-        first = next(leaves_in((*args, *kwargs.values())))
+        first, *others = leaves_in((*args, *kwargs.values()))
+        first.each(lambda *_: None, *others)  # raises where the names differ
         return Leaves(
             {
                 name: function(*pick(args, name), **{key: pick(value, name) for key, value in kwargs.items()})
@@ -84,10 +85,8 @@ class Leaves(Mapping[str, Tensor]):
             raise AttributeError(f"'Leaves' has no attribute '{method}'")
 
         def call(*args: Any, **kwargs: Any) -> Leaves:
-            return self.each(
-                lambda leaf, *rest: getattr(leaf, method)(*rest, **kwargs),
-                *args,
-            )
+            made: Leaves = self.__torch_function__(getattr(Tensor, method), (), (self, *args), kwargs)
+            return made
 
         return call
 
@@ -112,11 +111,29 @@ class Leaves(Mapping[str, Tensor]):
     def __truediv__(self, other: Any) -> Leaves:
         return self.each(torch.div, other)
 
+    def __rtruediv__(self, other: Any) -> Leaves:
+        return self.each(lambda leaf, value: value / leaf, other)
+
     def __pow__(self, other: Any) -> Leaves:
         return self.each(torch.pow, other)
 
     def __neg__(self) -> Leaves:
         return self.each(torch.neg)
+
+    def __abs__(self) -> Leaves:
+        return self.each(torch.abs)
+
+    def __lt__(self, other: Any) -> Leaves:
+        return self.each(torch.lt, other)
+
+    def __le__(self, other: Any) -> Leaves:
+        return self.each(torch.le, other)
+
+    def __gt__(self, other: Any) -> Leaves:
+        return self.each(torch.gt, other)
+
+    def __ge__(self, other: Any) -> Leaves:
+        return self.each(torch.ge, other)
 
 
 pytree.register_pytree_node(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pellucid.errors import LayerError, ProtocolError
@@ -56,9 +57,9 @@ class Layer:
         if self.layout == "channels_first":
             return values
         if self.layout == "channels_last":
-            return values.movedim(-1, -3)
-        grid = values[..., self.prefix :, :]
-        return grid.transpose(-1, -2).unflatten(-1, self.grid)
+            return torch.movedim(values, -1, -3)
+        grid = values[..., self.prefix :, :].transpose(-1, -2)
+        return grid.reshape(*grid.shape[:-1], *self.grid)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,9 @@ def _checkers(technique: type) -> dict[str, Any]:
 @functools.cache
 def _numbers(technique: type) -> frozenset[str]:
     """The parameters that are numbers, of which Python takes a bool to be one."""
-    return frozenset(name for name, hint in typing.get_type_hints(technique).items() if hint in (int, float))
+    hints = typing.get_type_hints(technique)
+    parts = {name: set(typing.get_args(hint)) | {hint} for name, hint in hints.items()}
+    return frozenset(name for name, kinds in parts.items() if kinds & {int, float} and bool not in kinds)
 
 
 def _checked(technique: type, name: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.errors import ParameterError
-from pellucid.protocol.leaves import Inputs, each, tensors_of
+from pellucid.errors import ParameterError, ProtocolError
+from pellucid.protocol.leaves import Inputs, Leaves, each, tensors_of
 from pellucid.protocol.target import Target
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Sample:
 
     def __getitem__(self, examples: int | slice | Sequence[int] | Tensor) -> Sample:
         """Some of the examples, as a sample of their own with the same target."""
-        chosen = torch.arange(len(self))[[examples] if isinstance(examples, int) else examples]
+        chosen = torch.arange(len(self))[examples].reshape(-1)
         extras = {name: extra[chosen.to(extra.device)] for name, extra in self.frame.extras.items()}
         return Sample(
             each(lambda leaf: leaf[chosen.to(leaf.device)], self.inputs),
@@ -80,7 +80,17 @@ class Sample:
         return tensors_of(self.inputs)[0].device
 
     def at(self, inputs: Inputs) -> Sample:
-        """A plain sample with other inputs of the same number, and the same target."""
+        """A plain sample with other inputs of the same number, and the same target.
+
+        Raises:
+            ProtocolError: when there are not as many.
+        """
+        for leaf in tensors_of(inputs):
+            if leaf.dim() == 0 or leaf.shape[0] != len(self):
+                raise ProtocolError(
+                    f"`at` was given inputs of shape {tuple(leaf.shape)}; expected ({len(self)}, ...), one for each "
+                    "example of the sample"
+                )
         return Sample(inputs, self.target.fixed_by(self), self.seed, self.mean, self.std, self.frame)
 
     def generator(self, *labels: object) -> torch.Generator:
@@ -120,12 +130,24 @@ class Sample:
                 raise ParameterError(f"the baseline is {spec}; expected a finite number")
             return each(lambda leaf: torch.full_like(leaf, spec), self.inputs)
 
+        if isinstance(spec, Mapping):
+            if not isinstance(self.inputs, Leaves) or set(spec) != set(self.inputs):
+                names = sorted(self.inputs) if isinstance(self.inputs, Leaves) else "one input, without a name"
+                raise ParameterError(f"the baseline has the names {sorted(spec)}; the sample has {names}")
+            spec = Leaves(spec)
+
         def fit(leaf: Tensor, given: Any) -> Tensor:
-            given = torch.as_tensor(given, dtype=leaf.dtype, device=leaf.device)
+            try:
+                given = torch.as_tensor(given, dtype=leaf.dtype, device=leaf.device)
+            except (TypeError, ValueError, RuntimeError):
+                raise ParameterError(
+                    f"the baseline is a {type(given).__name__}; expected one of {sorted(_BASELINES)}, a number or a "
+                    "tensor"
+                ) from None
             if not bool(torch.isfinite(given).all()):
                 raise ParameterError("the baseline has values that are not finite (NaN or infinity)")
             try:
-                return given.expand_as(leaf)
+                return torch.broadcast_to(given, leaf.shape)
             except RuntimeError:
                 raise ParameterError(
                     f"the baseline has shape {tuple(given.shape)}, which does not broadcast to the inputs' "
@@ -172,13 +194,16 @@ class Sample:
 
         return jittered(self, n, scale, relative=relative, label=label)
 
-    def masked(self, n: int, masks: Tensor | Callable[[Tensor, Tensor], Tensor], baseline: Any = "zero") -> Derived:
+    def masked(
+        self, n: int, masks: Tensor | Leaves | Callable[[Tensor, Tensor], Any], baseline: Any = "zero"
+    ) -> Derived:
         """The inputs where a mask is one, a baseline where it is zero, blended between.
 
         Args:
             n: how many masks.
             masks: a tensor (n, ...) for all examples, or a function of the draws (rows,) and examples (rows,) that
-                returns (rows, ...); it must broadcast to the inputs' rows.
+                returns (rows, ...); with the inputs' axes, each of their size or 1. For several inputs, `Leaves` of
+                such tensors.
             baseline: as for `baseline`.
         """
         from pellucid.protocol.derived import masked
@@ -198,8 +223,8 @@ def _mean(leaf: Tensor, sample: Sample) -> Tensor:
     if leaf.dim() < 3:
         # The mean over the batch would make an example's explanation depend on the others.
         raise ParameterError(
-            f"baseline 'mean' is for inputs with channels (B, C, ...); the inputs are {tuple(leaf.shape)}. Give the mean "
-            "of reference data as a tensor"
+            f"baseline 'mean' is for inputs with channels (B, C, ...); the inputs are {tuple(leaf.shape)}. Give the "
+            "mean of reference data as a tensor"
         )
     return leaf.mean(dim=tuple(range(2, leaf.dim())), keepdim=True).expand_as(leaf)
 

@@ -63,6 +63,7 @@ class Target(ABC):
         Raises:
             TargetError: with what was expected.
         """
+        return
 
     def fixed_by(self, sample: Sample) -> Target:
         """The target for other inputs that stand for the sample's examples, such as noisy ones."""
@@ -100,7 +101,8 @@ def _check_indices(classes: Any, examples: int) -> None:
     if isinstance(classes, Tensor):
         if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.dim() != 1:
             raise TargetError(
-                f"the target's classes are {classes.dtype} of shape {tuple(classes.shape)}; expected integers ({examples},)"
+                f"the target's classes are {classes.dtype} of shape {tuple(classes.shape)}; expected integers of shape "
+                f"({examples},)"
             )
         check_rows("the target's classes", classes, examples)
     elif classes is not None and (isinstance(classes, bool) or not hasattr(classes, "__index__")):

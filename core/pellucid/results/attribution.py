@@ -69,7 +69,7 @@ class Attribution(Explanation):
             return
         if segments.dim() != 3:
             raise InputError(f"segments have shape {tuple(segments.shape)}; expected ({len(values)}, H, W) or (H, W)")
-        if segments.numel() and int(segments.max()) >= values.shape[1]:
+        if segments.numel() and not segments.is_meta and int(segments.max()) >= values.shape[1]:
             raise InputError(f"segment {int(segments.max())} has no value; there are {values.shape[1]}, from 0")
 
     def heatmap(self, size: tuple[int, int] | None = None, *, name: str | None = None) -> Tensor:

@@ -276,11 +276,10 @@ def _places(index: Any, count: int) -> Tensor:
     """The examples that an index means, as non-negative integers."""
     every = torch.arange(count)
     if isinstance(index, slice):
-        return every[index]
-    chosen = torch.as_tensor(
-        as_index(index) if hasattr(index, "__index__") and not isinstance(index, Tensor) else index
-    )
-    chosen = chosen.detach().cpu()
+        return torch.tensor(range(count)[index], dtype=torch.long)  # a tensor's own slices have no negative steps
+    if not hasattr(index, "shape") and hasattr(index, "__index__"):
+        index = as_index(index)
+    chosen = torch.as_tensor(index).detach().cpu()
     if chosen.numel() == 0:
         return every[:0]
     if chosen.dtype == torch.bool and chosen.shape != (count,):

@@ -85,9 +85,10 @@ def tidy(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def short(name: str, length: int = 26) -> str:
-    """The first of a category's synonyms, cut to a length."""
-    first = name.split(",")[0].strip() or name
-    return first if len(first) <= length else first[: length - 1] + "…"
+    """The first of a category's synonyms, cut to a length, as matplotlib prints it letter by letter."""
+    first = "".join(letter if letter.isprintable() else " " for letter in name.split(",")[0].strip() or name)
+    first = first if len(first) <= length else first[: length - 1] + "…"
+    return first.replace("$", r"\$")  # a pair of dollar signs would be read as mathematics
 
 
 @cache

@@ -126,10 +126,16 @@ def verify(model: nn.Module, truth: Planted) -> None:
 
 
 def share(result: Attribution, truth: Planted) -> float:
-    """The mean share of the positive relevance in both cells that lies on the glyph; one half where there is none."""
-    maps = result.heatmap((GRID * CELL, GRID * CELL)).double().relu()
-    ours, theirs = ((maps * cells).sum(dim=(1, 2)) for cells in (truth.glyphs, truth.distractors))
-    return float(torch.where(ours + theirs > 0, ours / (ours + theirs), 0.5).mean())
+    """The mean share of the positive relevance in both cells that lies on the glyph; one half where there is none.
+
+    Where the glyph's relevance is negative on balance, the surplus counts against it, so that a flipped sign is no
+    truth. A plain gradient, which is a template of both signs, balances.
+    """
+    maps = result.heatmap((GRID * CELL, GRID * CELL)).double()
+    ours, theirs = ((maps.relu() * cells).sum(dim=(1, 2)) for cells in (truth.glyphs, truth.distractors))
+    surplus = -(maps * truth.glyphs).sum(dim=(1, 2)).clamp_max(0)
+    total = ours + theirs + surplus
+    return float(torch.where(total > 0, ours / total, 0.5).mean())
 
 
 def _scored(case: Case, rivals: bool = False) -> float:

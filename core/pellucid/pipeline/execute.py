@@ -1,0 +1,280 @@
+"""Running a plan: the explainers together, then what takes their results, keeping what finishes."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pellucid.api import adapt, evaluate, project
+from pellucid.data.images import load_images
+from pellucid.data.references import load_model
+from pellucid.engine.finish import plain_parameters
+from pellucid.engine.run import Run, check_inputs_given
+from pellucid.errors import Interrupted, TechniqueFailed
+from pellucid.pipeline import folder as files
+from pellucid.pipeline.plan import Planned
+from pellucid.pipeline.progress import Progress, shown
+from pellucid.pipeline.result import PipelineResult
+from pellucid.protocol.explainer import Explainer, Passes
+from pellucid.protocol.look import Look
+from pellucid.protocol.sample import Sample
+from pellucid.results import Explanation, Projection, Scores
+
+if TYPE_CHECKING:
+    from pellucid.pipeline.pipeline import Pipeline
+
+PREDICTIONS = "the model's predictions"
+"""Under this name, which no step can have, the outputs at the inputs are asked for beside the explainers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs(Explainer):
+    """What the model returns at the inputs; it shares its pass with the explainers."""
+
+    def explain(self, sample: Sample) -> Passes[Any]:
+        """Yields one look."""
+        seen = yield Look(at=sample, outputs=True)
+        return seen.outputs
+
+
+def execute(
+    pipeline: Pipeline, out: str | Path | None, *, progress: bool | Progress | None, trust: bool
+) -> PipelineResult:
+    """Runs a pipeline; see `Pipeline.run`."""
+    folder = None if out is None else files.writable(out)
+    started = time.perf_counter()
+    settings = pipeline.plan.settings
+    adapter = adapt(load_model(pipeline.model, trust=trust), optimize=settings.optimize)
+    result = PipelineResult(adapter, folder=folder)
+    inputs = pipeline.inputs
+    if inputs is None:
+        images = load_images(pipeline.images, adapter)
+        inputs, result.names, result.unread = images.tensor, images.names, images.skipped
+    check_inputs_given(inputs)
+    with shown(progress) as tell:
+        execution = _Execution(pipeline, result, inputs, tell)
+        try:
+            execution.explain()
+            for step in pipeline.plan.of_kind("projector").values():
+                execution.attempt(step, execution.project)
+            for step in pipeline.plan.of_kind("evaluator").values():
+                execution.attempt(step, execution.evaluate)
+        except KeyboardInterrupt as stop:
+            execution.keep(stop)
+        finally:
+            result.seconds = time.perf_counter() - started
+    # In the order of the description, whatever the order of the work.
+    result.results = {step: result.results[step] for step in pipeline.plan.steps if step in result.results}
+    if folder is not None:
+        _write(pipeline, result, folder)
+    if result.interrupted:
+        raise Interrupted(dict(result.results))
+    return result
+
+
+@dataclass(eq=False)
+class _Execution:
+    """One run of a pipeline on inputs."""
+
+    pipeline: Pipeline
+    result: PipelineResult
+    inputs: Any
+    tell: Progress
+
+    def explain(self) -> None:
+        """Runs all explainers together."""
+        settings, result = self.pipeline.plan.settings, self.result
+        steps = self.pipeline.plan.of_kind("explainer")
+        run = Run(
+            result.adapter,
+            {PREDICTIONS: Outputs(), **{name: step.technique for name, step in steps.items()}},
+            self.inputs,
+            settings.target,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            progress=self._progress(f"explaining by {len(steps)} technique{'s' * (len(steps) != 1)}"),
+        )
+        outcome = run.start()
+        raw = outcome.results.pop(PREDICTIONS, None)
+        result.errors.update({name: error for name, error in outcome.errors.items() if name in steps})
+        result.cost = replace(run.total)
+        for name, one in outcome.results.items():
+            self._done(name, one)
+        result.predictions = None if raw is None else probabilities(result.adapter.logits(raw))
+        if not result.names:
+            count = next((len(one) for one in result.results.values()), 0)
+            result.names = [f"input {place}" for place in range(1, count + 1)]
+
+    def attempt(self, step: Planned, work: Callable[[Planned, dict[str, Explanation]], Explanation]) -> None:
+        """Runs a step on those of its inputs that there are."""
+        given = {of: self.result.results[of] for of in step.of if of in self.result.results}
+        if not given:
+            self.result.skipped[step.name] = f"it takes {_listed(step.of)}, which failed"
+            return
+        for lost in (of for of in step.of if of not in given):
+            self.result.notes.append(f"step '{step.name}' is without '{lost}', which failed")
+        try:
+            self._done(step.name, work(step, given))
+        except Exception as error:
+            self.result.errors[step.name] = error
+
+    def project(self, step: Planned, given: dict[str, Explanation]) -> Projection:
+        """Maps an explanation's values; the points are named as the inputs."""
+        [of] = given.values()
+        settings = self.pipeline.plan.settings
+        states = of.values
+        if isinstance(states, Tensor) and states.dim() > 2:
+            states = states.flatten(1)
+        started = time.perf_counter()
+        made = project(states, step.technique, seed=settings.seed)
+        record = step.technique.technique
+        meta = replace(
+            of.meta,
+            technique=record.name if record else type(step.technique).__name__,
+            parameters=plain_parameters(step.technique),
+            provider=record.distribution if record else "",
+            version=record.version if record else "",
+            passes={},
+            seconds=time.perf_counter() - started,
+            seed=settings.seed,
+        )
+        names = made.names or (tuple(self.result.names) if len(self.result.names) == len(made) else None)
+        labels = made.labels if made.labels is not None else of.target.classes
+        return replace(made, names=names, labels=labels, meta=meta)
+
+    def evaluate(self, step: Planned, given: dict[str, Explanation]) -> Scores:
+        """Scores explanations; one that cannot be scored does not lose the others' scores."""
+        settings = self.pipeline.plan.settings
+        try:
+            scores = evaluate(
+                self.result.adapter,
+                self.inputs,
+                given,
+                {step.name: step.technique},
+                settings.target,
+                controls=step.controls,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                progress=self._progress(step.name),
+            )
+        except TechniqueFailed as failed:
+            prefix = f"{step.name} of "
+            kept = {key.removeprefix(prefix): one for key, one in failed.results.items() if isinstance(one, Scores)}
+            if not any(name in given for name in kept):
+                raise
+            lost = [f"'{key.removeprefix(prefix)}' ({error})" for key, error in failed.errors.items()]
+            self.result.notes.append(f"step '{step.name}' could not score {', '.join(lost)}")
+            scores = Scores.merge([one.named(name, control=name not in given) for name, one in kept.items()])
+        examples = len(scores)
+        self.result.cost.forward += round(scores.meta.passes.get("forward", 0) * examples)
+        self.result.cost.backward += round(scores.meta.passes.get("backward", 0) * examples)
+        self.result.cost.seconds += scores.meta.seconds or 0.0
+        several = len(scores.metrics) > 1
+        rows = (replace(row, metric=f"{step.name} {row.metric}" if several else step.name) for row in scores.rows)
+        return replace(scores, rows=tuple(rows))
+
+    def keep(self, stop: KeyboardInterrupt) -> None:
+        """Keeps what an interrupted run had finished, and says of the other steps that they were not run."""
+        result = self.result
+        result.interrupted = True
+        steps = self.pipeline.plan.of_kind("explainer")
+        for name, one in getattr(stop, "results", {}).items():
+            if name in steps and isinstance(one, Explanation):
+                self._done(name, one)
+        for name in self.pipeline.plan.steps:
+            if name not in result.results and name not in result.errors:
+                result.skipped[name] = "the run was interrupted"
+
+    def _done(self, name: str, one: Explanation) -> None:
+        self.result.results[name] = one
+        if self.result.folder is not None:
+            files.write_result(self.result.folder, name, one)
+
+    def _progress(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, known: self.tell(what, done, known)
+
+
+def probabilities(logits: Tensor) -> Tensor | None:
+    """Class probabilities (B, classes) of a classifier's scores; None where the model is no classifier.
+
+    Scores that are probabilities already, as those of scikit-learn's estimators, stay as they are.
+    """
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        return None
+    scores = logits.detach().cpu().double()
+    if not bool(torch.isfinite(scores).all()):
+        return None
+    already = bool((scores >= 0).all()) and bool(((scores.sum(dim=1) - 1).abs() < 1e-4).all())
+    return scores if already else scores.softmax(dim=1)
+
+
+def _write(pipeline: Pipeline, result: PipelineResult, folder: Path) -> None:
+    """Writes scores, report and provenance; the steps' results are written already."""
+    settings = pipeline.plan.settings
+    scores = result.scores
+    if scores is not None:
+        files.write_scores(folder, scores, result.names)
+    if settings.report_name and result.results:
+        from pellucid.report import write_report
+
+        report = Path(settings.report_name)
+        files.writable((folder / report).parent)
+        result.report = write_report(
+            folder / report,
+            results=result.explanations,
+            scores=scores,
+            names=result.names,
+            adapter=result.adapter,
+            predictions=result.predictions,
+            cost=result.cost,
+            seconds=result.seconds,
+            title=settings.title,
+            notes=_remarks(result),
+        )
+    import pellucid
+
+    description = {key: _plain(value) for key, value in pipeline.description.items()}
+    first = next(iter(result.results.values()), None)
+    provenance = {
+        "pellucid": pellucid.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "model": result.adapter.name,
+        "model_hash": first.meta.model_hash if first else None,
+        "input_hash": first.meta.input_hash if first else None,
+        "created": first.meta.created if first else None,
+        "seed": settings.seed,
+        "pipeline": description,
+    }
+    files.write_json(folder / "run.json", provenance | result.to_dict())
+
+
+def _remarks(result: PipelineResult) -> list[str]:
+    """What went wrong, in sentences for the report."""
+    told = [f"step '{name}' failed: {error}" for name, error in result.errors.items()]
+    told += [f"step '{name}' was skipped: {reason}" for name, reason in result.skipped.items()]
+    told += [f"picture '{name}' could not be read and was left out: {reason}" for name, reason in result.unread]
+    return told + result.notes
+
+
+def _plain(value: Any) -> Any:
+    """A part of a description as JSON has it; objects by their type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " and ".join(f"'{name}'" for name in names)

@@ -1,0 +1,229 @@
+"""The conformance kit itself: it passes what is right, and catches every seeded bug by name."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+import pellucid
+from pellucid import ParameterError, UnknownTechnique
+from pellucid.testing import Report, check_plugin, check_technique, page, parametrize_with_checks
+from pellucid.testing.case import Case
+from pellucid.testing.fronts import CHECKS, Trial
+from pellucid.testing.laws import Broken
+from pellucid.testing.planted import GlyphNet, planted, verify
+from pellucid.testing.state import State, differences, isolated
+from pellucid.testing.subject import subject_of
+
+from . import mutants
+
+ROOT = Path(__file__).parents[2]
+
+
+def instance(cls):
+    made = cls()
+    object.__setattr__(made, "technique", mutants.recorded(cls))
+    return made
+
+
+def trial(subject, sentence, seed=0):
+    return Trial(subject, next(law for law in CHECKS if law.sentence == sentence), seed)
+
+
+@pytest.mark.parametrize("name", mutants.CORRECT)
+def test_a_correct_technique_passes(name):
+    report = check_technique(instance(mutants.CORRECT[name]))
+    assert report.ok, repr(report)
+    assert report.count("pass") > 12
+
+
+@pytest.mark.parametrize("cls", mutants.CAUGHT_BY, ids=lambda cls: cls.__name__)
+def test_a_seeded_bug_is_caught_by_name(cls):
+    subject = subject_of(instance(cls))
+    law = next(law for law in CHECKS if law.sentence == mutants.CAUGHT_BY[cls])
+    assert not law.excuse(subject)
+    with pytest.raises(Broken):
+        Trial(subject, law)()
+
+
+def test_every_check_for_explainers_that_can_fail_has_a_mutant():
+    caught = set(mutants.CAUGHT_BY.values())
+    # What these hold is the engine's own doing, which no technique can break from within the protocol.
+    engine_s = {
+        "leaves the inputs and the target that it was given as they were",
+        "adds no passes in company",
+        "gives the same without grad mode, in inference mode, and of a frozen model in train mode",
+        "refuses inputs that are empty, not finite or of the wrong shape, and leaves everything as it was",
+        "says where it comes from",
+        "records the classes that it explained",
+        "gives a result that can be saved, read and sliced",
+        "gives a result that can be drawn",
+    }
+    groups = {"State", "Determinism", "Examples", "Target", "Passes", "Result", "Axioms", "Planted truth"}
+    uncaught = (
+        {law.sentence for law in CHECKS if law.group in groups and law.kinds & {"explainer", "evaluator"}}
+        - caught
+        - engine_s
+    )
+    assert uncaught <= {
+        "refuses a model that does not offer what it needs",
+        "answers with what its record names",
+        "explains rows of a table as well",
+        "gives the same for every target",
+    }
+
+
+def test_a_report_names_what_failed_and_can_be_read():
+    report = check_technique(instance(mutants.PermutedBatch))
+    assert isinstance(report, Report)
+    assert not report.ok
+    assert mutants.ALONE in [result.check for result in report.failures]
+    assert {status for _, status, _ in report.results} == {"pass", "fail", "skip"}
+    assert f"FAIL  {mutants.ALONE}: example 0 alone: the values differ" in repr(report)
+    assert [check for check, *_ in report.results] == [law.sentence for law in CHECKS]
+
+
+@dataclass(frozen=True, eq=False)
+class Excused(mutants.PermutedBatch):
+    """Each example gets its neighbour's values, and says so."""
+
+    known_failures: ClassVar[dict[str, str]] = {mutants.ALONE: "it is meant as a bug"}
+
+
+@dataclass(frozen=True, eq=False)
+class ExcusedForNothing(mutants.GradientTimesInput):
+    """Right, and excused all the same."""
+
+    known_failures: ClassVar[dict[str, str]] = {mutants.ALONE: "it was once wrong"}
+
+
+def test_a_known_failure_is_known_and_must_fail():
+    known = trial(subject_of(instance(Excused)), mutants.ALONE).result()
+    assert known.status == "known"
+    assert known.detail == "it is meant as a bug"
+    passing = trial(subject_of(instance(ExcusedForNothing)), mutants.ALONE).result()
+    assert passing.status == "fail"
+    assert "remove it there" in passing.detail
+
+
+def test_pytest_gets_strict_expected_failures():
+    params = {one.id: one for one in parametrize_with_checks([instance(Excused)]).mark.args[1]}
+    excused = params[f"mutant: {mutants.ALONE}"]
+    (mark,) = excused.marks
+    assert (mark.name, mark.kwargs["strict"], mark.kwargs["reason"]) == ("xfail", True, "it is meant as a bug")
+    with pytest.raises(Broken):
+        excused.values[0]()
+    other = params["mutant: keeps to the order of the examples"]
+    assert not other.marks
+    with pytest.raises(Broken):
+        other.values[0]()
+
+
+def test_pytest_s_tests_are_named_by_technique_and_sentence():
+    mark = parametrize_with_checks(["saliency"]).mark
+    ids = [one.id for one in mark.args[1]]
+    assert f"saliency: {mutants.ALONE}" in ids
+    assert not any("control" in one for one in ids)
+    assert len(set(ids)) == len(ids)
+
+
+def test_names_records_classes_and_instances_are_checked():
+    by_name = subject_of("occlusion")
+    assert (by_name.name, by_name.kind) == ("occlusion", "explainer")
+    assert len(by_name.instances()) == len(by_name.cls.test_instances())
+    assert subject_of(by_name.record).cls is by_name.cls
+    assert subject_of(mutants.GradientTimesInput).record is None
+    assert [one.n_steps for one in subject_of(mutants.Path(n_steps=5)).instances()] == [5]
+    assert by_name.instances()[0] is not by_name.instances()[0]
+
+
+@pytest.mark.parametrize(("given", "error"), [("saliencyy", UnknownTechnique), (dict, ParameterError)])
+def test_what_is_no_technique_is_refused(given, error):
+    with pytest.raises(error):
+        check_technique(given)
+
+
+def test_test_instances_must_be_instances():
+    @dataclass(frozen=True, eq=False)
+    class Empty(mutants.GradientTimesInput):
+        """Has no test instances."""
+
+        @classmethod
+        def test_instances(cls):
+            return []
+
+    with pytest.raises(ParameterError, match="expected a list of at least one instance"):
+        subject_of(Empty).instances()
+
+
+def test_a_plugin_is_checked_by_entry_point_or_package():
+    for name in ("projection", "pellucid_projection"):
+        (report,) = check_plugin(name)
+        assert report.technique == "pca"
+        assert report.ok, repr(report)
+    with pytest.raises(UnknownTechnique, match="Did you mean 'projection'"):
+        check_plugin("projektion")
+
+
+def test_the_planted_truth_is_causal_and_balanced():
+    truth = planted(torch.Generator().manual_seed(3), n=40)
+    verify(GlyphNet().eval(), truth)
+    assert truth.glyphs.sum(dim=(1, 2)).unique().tolist() == [64]
+    assert not (truth.glyphs & truth.distractors).any()
+    assert torch.equal(truth.glyphs.transpose(1, 2), truth.distractors)
+    with pytest.raises(Broken, match="own model"):
+        verify(GlyphNet().eval(), planted(torch.Generator().manual_seed(3), n=40, rivals=True))
+
+
+def test_two_glyphs_are_each_the_truth_for_their_own_class():
+    truth = planted(torch.Generator().manual_seed(5), n=12, rivals=True)
+    model = GlyphNet().eval()
+    with torch.no_grad():
+        own, without = (model(x)[range(12), truth.classes] for x in (truth.images, truth.without(truth.glyphs)))
+        rival = model(truth.without(truth.distractors))[range(12), truth.classes]
+    assert (without < 0.1 * own).all()
+    torch.testing.assert_close(rival, own, rtol=0.05, atol=0.05)
+
+
+def test_state_sees_every_change():
+    model = Case(subject_of("saliency")).model()
+
+    def changed(change):
+        with isolated():
+            before = State.of(model)
+            change()
+            after = State.of(model)
+        return [name for part in ("model", "process", "randomness")
+                for name in differences(getattr(before, part), getattr(after, part))]  # fmt: skip
+
+    assert changed(lambda: None) == []
+    assert changed(lambda: model.bn1.train()) == ["the mode of 'bn1'"]
+    assert "buffer bn1.running_mean" in changed(lambda: model.bn1.running_mean.add_(1))
+    assert changed(lambda: model.head.bias.requires_grad_(False)) == ["requires_grad of head.bias"]
+    assert changed(lambda: setattr(model.head.bias, "grad", torch.ones(4).double())) == ["grad of head.bias"]
+    assert changed(lambda: model.register_forward_pre_hook(lambda *_: None)) == ["the hooks of ''"]
+    assert changed(lambda: torch.rand(1)) == ["torch's random state"]
+    assert changed(lambda: torch.set_default_dtype(torch.float64)) == ["the default type"]
+    assert changed(lambda: torch.nn.modules.module.register_module_forward_hook(lambda *_: None)) == [
+        "hooks on all modules"
+    ]
+    before = torch.get_rng_state()
+    with isolated():
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_page_of_all_checks_is_up_to_date():
+    assert (ROOT / "docs" / "conformance.md").read_text() == page(), (
+        "docs/conformance.md is out of date; write pellucid.testing.page() to it"
+    )
+
+
+def test_every_sentence_is_unique_and_every_technique_has_many():
+    sentences = [law.sentence for law in CHECKS]
+    assert len(set(sentences)) == len(sentences)
+    for record in pellucid.techniques():
+        subject = subject_of(record)
+        assert sum(not law.excuse(subject) for law in CHECKS) >= 12, record.name
