@@ -112,7 +112,7 @@ class Run:
     def _layer(engine: Engine, sample: Sample, technique: Any, result: Explanation) -> str | None:
         """The layer that a result is over, where its technique was told one; "auto" is recorded by the name found."""
         over = getattr(result, "over", None)
-        if not isinstance(over, str) or over == INPUT or over != technique.get_params().get("layer"):
+        if over == INPUT or over not in _layers_of(technique):
             return None
         return engine.find(sample, over).layer.name
 
@@ -120,6 +120,13 @@ class Run:
         """The texts among the techniques' parameters, some of which name layers."""
         texts = [value for technique in self.techniques.values() for value in technique.get_params().values()]
         return frozenset(text.partition(":")[0] for text in texts if isinstance(text, str))
+
+
+def _layers_of(technique: Any) -> set[Any]:
+    """The layers that a technique was told, itself or through those it is composed of."""
+    parameters = technique.get_params()
+    inner = (_layers_of(value) for value in parameters.values() if isinstance(value, Explainer))
+    return {parameters.get("layer")}.union(*inner)
 
 
 def uses_of(technique: Any) -> frozenset[str] | None:
