@@ -13,7 +13,7 @@ def settled(options: dict[str, Any], **known: Any) -> dict[str, Any]:
     """Joins what the user says of a model with what its adapter knows; the user's word counts.
 
     Raises:
-        ParameterError: an option is none of `SETTINGS`.
+        ParameterError: an option is none of `SETTINGS`, or its value is wrong.
     """
     for option in options:
         if option not in SETTINGS:
@@ -24,5 +24,10 @@ def settled(options: dict[str, Any], **known: Any) -> dict[str, Any]:
     told = {option: value for option, value in options.items() if value is not None}
     for channels in ("mean", "std"):
         if channels in told:
-            told[channels] = tuple(float(value) for value in told[channels])
+            try:
+                told[channels] = tuple(float(value) for value in told[channels])
+            except (TypeError, ValueError):
+                raise ParameterError(
+                    f"{channels}={told[channels]!r}: expected a number for each channel, such as (0.5, 0.5, 0.5)"
+                ) from None
     return {**known, **told}

@@ -265,6 +265,8 @@ def _answer(outcome: Any, order: Iterable[str], single: bool) -> Any:
 def _explanations(given: Any) -> dict[str, Explanation]:
     if isinstance(given, Explanation):
         given = {given.meta.technique or "explanation": given}
+    elif not isinstance(given, (Mapping, Iterable)):
+        raise ParameterError(f"a {type(given).__name__} was given; expected an explanation, as `explain` returns it")
     elif not isinstance(given, Mapping):
         named: dict[str, Any] = {}
         for one in given:

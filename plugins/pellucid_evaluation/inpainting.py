@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_MOMENTUM = 0.6  # halves the error that as many plain sweeps leave in large holes
+_MOMENTUM = 0.6  # takes a third off the error that as many plain sweeps leave in large holes
 
 
 def inpaint(images: Tensor, shown: Tensor, *, sweeps: int = 8) -> Tensor:
@@ -16,7 +16,7 @@ def inpaint(images: Tensor, shown: Tensor, *, sweeps: int = 8) -> Tensor:
     with 1/12 (Rong et al., "A consistent and efficient evaluation strategy for attribution methods", 2022). The paper
     solves a sparse system for every image. Here the equations are relaxed on a pyramid: the problem at half the
     resolution gives the first guess, and binomial smoothing, whose fixed point solves them, removes most of the rest:
-    with 8 sweeps the root mean square distance to the exact fill of a photo is at most a hundredth of its range, with
+    with 8 sweeps the root mean square distance to the exact fill of a photo is about a hundredth of its range, with
     holes of up to 8 x 8 pixels in half of it.
 
     Args:

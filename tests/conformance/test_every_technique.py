@@ -19,8 +19,10 @@ def test_every_technique_keeps_the_contract(check):
     check()
 
 
-@pytest.mark.parametrize("seed", range(1, SEEDS))
-@pytest.mark.parametrize("name", NAMES)
-def test_no_seed_raises_a_false_alarm(name, seed):
-    report = check_technique(name, seed=seed)
-    assert report.ok, repr(report)
+if SEEDS > 1:
+
+    @pytest.mark.parametrize("seed", range(1, SEEDS))
+    @pytest.mark.parametrize("name", NAMES)
+    def test_no_seed_raises_a_false_alarm(name, seed):
+        report = check_technique(name, seed=seed)
+        assert report.ok, repr(report)

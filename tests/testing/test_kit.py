@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pellucid
-from pellucid import ParameterError, UnknownTechnique
+from pellucid import ParameterError, Unavailable, UnknownTechnique
 from pellucid.testing import Report, check_plugin, check_technique, page, parametrize_with_checks
 from pellucid.testing.case import Case
 from pellucid.testing.fronts import CHECKS, Trial
@@ -17,14 +17,17 @@ from pellucid.testing.planted import GlyphNet, planted, verify
 from pellucid.testing.state import State, differences, isolated
 from pellucid.testing.subject import subject_of
 
-from . import mutants
+from . import mutants_behind, mutants_of_claims, mutants_of_values  # noqa: F401
+from .correct import ALONE, CAUGHT_BY, CORRECT, GradientTimesInput, recorded
+from .correct import Path as PathIntegral
+from .mutants_of_values import PermutedBatch
 
 ROOT = Path(__file__).parents[2]
 
 
 def instance(cls):
     made = cls()
-    object.__setattr__(made, "technique", mutants.recorded(cls))
+    object.__setattr__(made, "technique", recorded(cls))
     return made
 
 
@@ -32,85 +35,73 @@ def trial(subject, sentence, seed=0):
     return Trial(subject, next(law for law in CHECKS if law.sentence == sentence), seed)
 
 
-@pytest.mark.parametrize("name", mutants.CORRECT)
+@pytest.mark.parametrize("name", CORRECT)
 def test_a_correct_technique_passes(name):
-    report = check_technique(instance(mutants.CORRECT[name]))
+    report = check_technique(instance(CORRECT[name]))
     assert report.ok, repr(report)
     assert report.count("pass") > 12
 
 
-@pytest.mark.parametrize("cls", mutants.CAUGHT_BY, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", CAUGHT_BY, ids=lambda cls: cls.__name__)
 def test_a_seeded_bug_is_caught_by_name(cls):
     subject = subject_of(instance(cls))
-    law = next(law for law in CHECKS if law.sentence == mutants.CAUGHT_BY[cls])
+    law = next(law for law in CHECKS if law.sentence == CAUGHT_BY[cls])
     assert not law.excuse(subject)
     with pytest.raises(Broken):
         Trial(subject, law)()
 
 
-def test_every_check_for_explainers_that_can_fail_has_a_mutant():
-    caught = set(mutants.CAUGHT_BY.values())
+def test_every_check_that_a_technique_can_break_has_a_mutant():
+    groups = {"State", "Determinism", "Examples", "Target", "Passes", "Result", "Axioms", "Planted truth"}
+    uncaught = {law.sentence for law in CHECKS if law.group in groups} - set(CAUGHT_BY.values())
     # What these hold is the engine's own doing, which no technique can break from within the protocol.
-    engine_s = {
+    assert uncaught == {
         "leaves the inputs and the target that it was given as they were",
         "adds no passes in company",
-        "gives the same without grad mode, in inference mode, and of a frozen model in train mode",
-        "refuses inputs that are empty, not finite or of the wrong shape, and leaves everything as it was",
+        "refuses a model that does not offer what it needs",
         "says where it comes from",
         "records the classes that it explained",
         "gives a result that can be saved, read and sliced",
         "gives a result that can be drawn",
     }
-    groups = {"State", "Determinism", "Examples", "Target", "Passes", "Result", "Axioms", "Planted truth"}
-    uncaught = (
-        {law.sentence for law in CHECKS if law.group in groups and law.kinds & {"explainer", "evaluator"}}
-        - caught
-        - engine_s
-    )
-    assert uncaught <= {
-        "refuses a model that does not offer what it needs",
-        "answers with what its record names",
-        "explains rows of a table as well",
-        "gives the same for every target",
-    }
 
 
 def test_a_report_names_what_failed_and_can_be_read():
-    report = check_technique(instance(mutants.PermutedBatch))
+    report = check_technique(instance(PermutedBatch))
     assert isinstance(report, Report)
     assert not report.ok
-    assert mutants.ALONE in [result.check for result in report.failures]
+    assert ALONE in [result.check for result in report.failures]
     assert {status for _, status, _ in report.results} == {"pass", "fail", "skip"}
-    assert f"FAIL  {mutants.ALONE}: example 0 alone: the values differ" in repr(report)
+    assert f"FAIL  {ALONE}: example 0 alone: the values differ" in repr(report)
     assert [check for check, *_ in report.results] == [law.sentence for law in CHECKS]
 
 
 @dataclass(frozen=True, eq=False)
-class Excused(mutants.PermutedBatch):
+class Excused(PermutedBatch):
     """Each example gets its neighbour's values, and says so."""
 
-    known_failures: ClassVar[dict[str, str]] = {mutants.ALONE: "it is meant as a bug"}
+    known_failures: ClassVar[dict[str, str]] = {ALONE: "it is meant as a bug"}
 
 
 @dataclass(frozen=True, eq=False)
-class ExcusedForNothing(mutants.GradientTimesInput):
+class ExcusedForNothing(GradientTimesInput):
     """Right, and excused all the same."""
 
-    known_failures: ClassVar[dict[str, str]] = {mutants.ALONE: "it was once wrong"}
+    known_failures: ClassVar[dict[str, str]] = {ALONE: "it was once wrong"}
 
 
 def test_a_known_failure_is_known_and_must_fail():
-    known = trial(subject_of(instance(Excused)), mutants.ALONE).result()
+    known = trial(subject_of(instance(Excused)), ALONE).result()
     assert known.status == "known"
     assert known.detail == "it is meant as a bug"
-    passing = trial(subject_of(instance(ExcusedForNothing)), mutants.ALONE).result()
+    passing = trial(subject_of(instance(ExcusedForNothing)), ALONE).result()
     assert passing.status == "fail"
     assert "remove it there" in passing.detail
 
 
 def test_pytest_gets_strict_expected_failures():
     params = {one.id: one for one in parametrize_with_checks([instance(Excused)]).mark.args[1]}
-    excused = params[f"mutant: {mutants.ALONE}"]
+    excused = params[f"mutant: {ALONE}"]
     (mark,) = excused.marks
     assert (mark.name, mark.kwargs["strict"], mark.kwargs["reason"]) == ("xfail", True, "it is meant as a bug")
     with pytest.raises(Broken):
@@ -121,10 +112,20 @@ def test_pytest_gets_strict_expected_failures():
         other.values[0]()
 
 
+def test_what_is_not_available_makes_one_skipped_test():
+    record = recorded(GradientTimesInput, requires=("no-such-distribution",))
+    with pytest.raises(Unavailable, match="pip install no-such-distribution"):
+        check_technique(record)
+    (param,) = parametrize_with_checks([record]).mark.args[1]
+    assert param.id == "mutant: is available"
+    assert param.marks[0].name == "skip"
+    assert "pip install no-such-distribution" in param.marks[0].kwargs["reason"]
+
+
 def test_pytest_s_tests_are_named_by_technique_and_sentence():
     mark = parametrize_with_checks(["saliency"]).mark
     ids = [one.id for one in mark.args[1]]
-    assert f"saliency: {mutants.ALONE}" in ids
+    assert f"saliency: {ALONE}" in ids
     assert not any("control" in one for one in ids)
     assert len(set(ids)) == len(ids)
 
@@ -134,8 +135,8 @@ def test_names_records_classes_and_instances_are_checked():
     assert (by_name.name, by_name.kind) == ("occlusion", "explainer")
     assert len(by_name.instances()) == len(by_name.cls.test_instances())
     assert subject_of(by_name.record).cls is by_name.cls
-    assert subject_of(mutants.GradientTimesInput).record is None
-    assert [one.n_steps for one in subject_of(mutants.Path(n_steps=5)).instances()] == [5]
+    assert subject_of(GradientTimesInput).record is None
+    assert [one.n_steps for one in subject_of(PathIntegral(n_steps=5)).instances()] == [5]
     assert by_name.instances()[0] is not by_name.instances()[0]
 
 
@@ -147,7 +148,7 @@ def test_what_is_no_technique_is_refused(given, error):
 
 def test_test_instances_must_be_instances():
     @dataclass(frozen=True, eq=False)
-    class Empty(mutants.GradientTimesInput):
+    class Empty(GradientTimesInput):
         """Has no test instances."""
 
         @classmethod

@@ -17,7 +17,7 @@ from pellucid.engine.planner import Cost
 from pellucid.errors import ProtocolError
 from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.sample import Sample
-from pellucid.results import Check, Checks, Explanation, TargetRecord
+from pellucid.results import Attribution, Check, Checks, Explanation, TargetRecord
 
 
 @dataclass(eq=False)
@@ -76,10 +76,11 @@ class Finisher:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         values = each(self._delivered, result.values) if isinstance(result.values, Tensor | Mapping) else result.values
+        general = general_checks(values) if isinstance(result, Attribution) else []
         changes: dict[str, Any] = {
             "values": values,
             "meta": meta,
-            "checks": Checks((*result.checks, *general_checks(values), *self.checks)),
+            "checks": Checks((*result.checks, *general, *self.checks)),
             "target": TargetRecord(self.sample.target.describe(), self.classes),
             "inputs": each(lambda leaf: leaf.to(self.device), self.sample.inputs),
         }

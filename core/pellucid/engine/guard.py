@@ -17,6 +17,8 @@ def guarded(module: nn.Module, seed: int) -> Iterator[None]:
 
     Modes (mixed ones too), buffers, `requires_grad` flags, gradients and random states are put back, also when the
     block ends by an error or by Ctrl-C. Parameters are locked, so that no gradient is ever computed for them.
+
+    Modes, flags and random states are the process's, not the thread's: explain one model in one thread at a time.
     """
     # Walking a deep model takes milliseconds, so it is walked once for all that follows.
     parts = list(module.modules())
@@ -25,7 +27,7 @@ def guarded(module: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
-        stack.enter_context(_random_states(parameters, seed))
+        stack.enter_context(random_states(parameters, seed))
         stack.enter_context(_modes(module, parts))
         stack.enter_context(_locked(parameters))
         stack.enter_context(_buffers(parts))
@@ -39,8 +41,9 @@ def guarded(module: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_states(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
-    devices = {tensor.device for tensor in parameters if tensor.is_cuda} if torch.cuda.is_initialized() else set()
+def random_states(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
+    """Runs a block with the random states of torch, NumPy and Python seeded; then puts them back."""
+    devices = {tensor.device for tensor in parameters if tensor.is_cuda}
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device.index for device in devices]):
@@ -66,6 +69,9 @@ def _modes(module: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for part, training in modes:
+            if part.training is not training and type(part).train is not nn.Module.train:
+                part.train(training)  # undoes what a module of its own kind did when its mode changed
+        for part, training in modes:
             if part.training is not training:
                 part.training = training
 
@@ -88,21 +94,28 @@ def _locked(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
-    owned: list[tuple[nn.Module, str, Tensor, Tensor, int]] = [
-        (part, name, buffer, buffer.detach().clone(), buffer._version)
-        for part in parts
-        for name, buffer in part._buffers.items()
+    owned = [(part, dict(part._buffers)) for part in parts if part._buffers]
+    copies = [
+        (buffer, buffer.detach().clone(), buffer._version)
+        for _, buffers in owned
+        for buffer in buffers.values()
         if buffer is not None and not buffer.is_inference()
     ]
+    without = [part for part in parts if not part._buffers]
     try:
         yield
     finally:
         with torch.no_grad():
-            for part, name, buffer, before, version in owned:
-                if part._buffers.get(name) is not buffer:
-                    part._buffers[name] = buffer
+            for buffer, before, version in copies:
                 if buffer._version != version:
                     buffer.copy_(before)
+        for part, buffers in [*owned, *((part, {}) for part in without if part._buffers)]:
+            if {name: id(buffer) for name, buffer in part._buffers.items()} == {n: id(b) for n, b in buffers.items()}:
+                continue
+            for name in set(part._buffers.keys()) - set(buffers):
+                del part._buffers[name]
+            for name, owner in buffers.items():
+                part._buffers[name] = owner
 
 
 def _is_compiled(part: nn.Module) -> bool:

@@ -68,7 +68,7 @@ def _taken_apart(adapter: Adapter, inputs: Any) -> tuple[dict[str, Tensor], dict
     tensors = {
         name: _tensor(f"input '{name}'", value)
         for name, value in given.items()
-        if isinstance(value, (Tensor, np.ndarray))
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0  # a single number belongs to no example
     }
     values = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     extras = {name: tensor for name, tensor in tensors.items() if name not in values}

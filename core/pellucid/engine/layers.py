@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.engine.watch import Functions, Place, first_tensor
+from pellucid.engine.outputs import first_tensor
+from pellucid.engine.watch import Functions, Place
 from pellucid.errors import LayerError, nearest
 from pellucid.protocol.look import Layer
 
@@ -46,6 +47,7 @@ class Trace:
         places: every module call and function call that returned a tensor with the batch first, by name.
         calls: how often each module ran.
         modules: the names of all modules.
+        aliases: the further names of modules that are registered more than once.
         auto: the layer that "auto" means, or the reason why there is none.
         bytes: what all outputs take together, for one example.
     """
@@ -53,6 +55,7 @@ class Trace:
     places: dict[str, Place]
     calls: dict[str, int]
     modules: tuple[str, ...]
+    aliases: dict[str, str]
     auto: Place | str
     bytes: int
 
@@ -66,6 +69,8 @@ class Trace:
             if isinstance(self.auto, str):
                 raise LayerError(self.auto)
             return self.auto
+        base, colon, call = name.partition(":")
+        name = self.aliases.get(base, base) + colon + call
         if name in self.places:
             return self.places[name]
         if name in self.calls:
@@ -87,12 +92,13 @@ class Trace:
         )
 
 
-def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) -> Trace:
+def trace(module: nn.Module, run: Callable[[], Sequence[Tensor]], inputs: list[Tensor]) -> Trace:
     """Runs a model once on one example and notes every place where a tensor appears.
 
     Args:
         module: the model.
-        run: runs it on the example, whose leaves require gradients where they can, and returns the logits.
+        run: runs it on the example, whose leaves require gradients where they can, and returns the logits, or, where
+            they cannot be told, all tensors of the output.
         inputs: the example's tensors.
     """
     names = {part: name for name, part in module.named_modules()}
@@ -110,7 +116,9 @@ def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) ->
         stack.append(names[part])
 
     def after(part: nn.Module, _: Any, output: Any) -> None:
-        name = stack.pop()
+        name = names[part]
+        while stack.pop() != name:
+            pass  # modules that failed, and whose error the model caught
         call = counts[name] = counts.get(name, -1) + 1
         tensor = first_tensor(output)
         if tensor is None:
@@ -127,7 +135,7 @@ def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) ->
     within: dict[str, int] = {}
     spatial: set[int] = set()
 
-    def function(index: int, name: str, result: Any) -> Any:
+    def function(index: int, name: str, result: Any, _: Any) -> Any:
         tensor = first_tensor(result)
         assert tensor is not None
         path = f"{stack[-1] if stack else ''}/{name}"
@@ -141,7 +149,7 @@ def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) ->
     handles += [part.register_forward_hook(after) for part in names]
     try:
         with Functions(function):
-            logits = run()
+            roots = run()
     finally:
         for handle in handles:
             handle.remove()
@@ -168,7 +176,10 @@ def trace(module: nn.Module, run: Callable[[], Tensor], inputs: list[Tensor]) ->
         places=places,
         calls=calls,
         modules=tuple(names.values()),
-        auto=_auto(events, places, logits, {id(tensor) for tensor in inputs}),
+        aliases={
+            name: names[part] for name, part in module.named_modules(remove_duplicate=False) if name != names[part]
+        },
+        auto=_auto(events, places, roots, {id(tensor) for tensor in inputs}),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in unique.values()),
     )
 
@@ -203,7 +214,7 @@ class _Reader:
                 return replace(layer, layout="channels_first", grid=(shape[1], shape[2]))
             if self._is_grid(shape[0], shape[1]):
                 return replace(layer, layout="channels_last", grid=(shape[0], shape[1]))
-        if len(shape) == 2 and (found := self._tokens(shape[0])):
+        if len(shape) == 2 and shape[1] > 1 and (found := self._tokens(shape[0])):
             return replace(layer, layout="tokens", grid=found, prefix=shape[0] - found[0] * found[1])
         return layer
 
@@ -229,17 +240,24 @@ class _Reader:
 
 
 def _shrunk(size: int, halvings: int) -> int:
-    return -(-size // 2**halvings)
+    return (size + (1 << halvings) - 1) >> halvings
 
 
-def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs: set[int]) -> Place | str:
+def _auto(events: list[Traced], places: dict[str, Place], roots: Sequence[Tensor], inputs: set[int]) -> Place | str:
     """The last map of positions before the head.
 
     It is found on tensors, not on module names: the last one with a known grid through which the output depends on
     more than one position. So the result of a functional ReLU counts as that of a module does; the final tokens of a
     transformer that reads its class token only do not count, and neither do class maps, which belong to the head, nor
-    the queries, keys and hidden units within a transformer's blocks, which are of another width than its tokens.
+    the queries, keys, values and hidden units within a transformer's blocks, which are of another width than its tokens
+    or the results of a linear function.
     """
+    roots = [root for root in roots if root.requires_grad]
+    if not roots:
+        return (
+            "layer='auto' needs an output that depends differentiably on the inputs, and this model's does not (it is "
+            "detached, or computed under no_grad or by other means than torch); name a layer instead"
+        )
     candidates = [
         event
         for event in events
@@ -254,21 +272,18 @@ def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs
     ordered = [last[event] for event in sorted(last)]
     # Not-a-number spreads backwards along every path there is, whatever the weights, zero ones too; what stays finite
     # has no path to the output.
-    tracer = torch.full_like(logits, torch.nan)
-    gradients = torch.autograd.grad(logits, [event.output for event in ordered], tracer, allow_unused=True)
+    tracers = [torch.full_like(root, torch.nan) for root in roots]
+    try:
+        gradients = torch.autograd.grad(roots, [event.output for event in ordered], tracers, allow_unused=True)
+    except RuntimeError as error:
+        return f"layer='auto' needs a backward pass through the model, which failed ({error}); name a layer instead"
     widths = [event.place.layer.channels for event in ordered]
-    classes = logits.shape[1] if logits.dim() > 1 else 0
-    if widths.count(classes) > len(widths) / 4:
+    classes = roots[0].shape[1] if len(roots) == 1 and roots[0].dim() > 1 else 0
+    alike = widths.count(classes)
+    if alike == len(widths) or alike > max(2, len(widths) / 4):
         classes = 0  # the model gives features of the same width as its maps: these are no class maps
-    tokens = [event.place.layer.channels for event in ordered if event.place.layer.layout == "tokens"]
-    best: Traced | None = None
-    for event, width, gradient in zip(ordered, widths, gradients, strict=True):
-        layer = event.place.layer
-        if gradient is None or (layer.layout == "tokens" and width != tokens[-1]):
-            continue
-        reached = layer.maps(gradient).isnan().any(dim=1)
-        if int(reached.sum()) > 1 and (width != classes or best is None):
-            best = event
+    made_by = {event.event: event.place.function for event in events if event.place.module is None}
+    best = _last(list(zip(ordered, gradients, strict=True)), made_by, classes)
     if best is None:
         return (
             "layer='auto' found maps of positions, but the output depends on none of them through more than one "
@@ -281,3 +296,20 @@ def _auto(events: list[Traced], places: dict[str, Place], logits: Tensor, inputs
     chosen = min(modules, key=lambda place: (place.module or "").count("."), default=same[0])
     short = chosen.layer.name.rpartition(":")[0]
     return _renamed(chosen, short) if short in places else chosen
+
+
+def _last(found: list[tuple[Traced, Tensor | None]], made_by: Mapping[int, str], classes: int) -> Traced | None:
+    """The last map that is no class map, from its gradients of not-a-number; see `_auto`."""
+    widths = [event.place.layer.channels for event, _ in found if event.place.layer.layout == "tokens"]
+    reached: list[tuple[Traced, int]] = []
+    for event, gradient in found:
+        layer = event.place.layer
+        if gradient is not None and (layer.layout != "tokens" or layer.channels == widths[-1]):
+            reached.append((event, int(layer.maps(gradient).isnan().any(dim=1).sum())))
+    if not any(count for _, count in reached):
+        reached = [(event, 2) for event, _ in reached]  # every unit is dead, so that nothing tells positions apart
+    maps = [event for event, count in reached if count > 1]
+    features = [event for event in maps if event.place.layer.channels != classes] or maps
+    # Of tokens, a linear function's are the queries, keys and values of a block or its hidden units.
+    stream = [e for e in features if e.place.layer.layout != "tokens" or made_by.get(e.event) != "linear"]
+    return next(reversed(stream or features), None)

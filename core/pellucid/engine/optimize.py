@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pellucid.engine.passes import Engine
+from pellucid.errors import ModelError
 from pellucid.protocol.sample import Sample
 from pellucid.results import Check
 
@@ -67,7 +68,12 @@ def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
 
 
 def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: frozenset[str]) -> Optimised:
-    made = copy.deepcopy(module).eval().requires_grad_(False)
+    try:
+        made = copy.deepcopy(module).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"{type(module).__name__} cannot be copied, as optimize=True needs ({error}); adapt the model without it"
+        ) from error
     pairs = [(conv, norm) for conv, norm in _pairs(made, run) if conv not in keep and norm not in keep]
     for conv_name, norm_name in pairs:
         conv: Any = made.get_submodule(conv_name)
@@ -75,9 +81,9 @@ def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: froz
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)  # type: ignore[arg-type]
+        conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
         made.set_submodule(norm_name, nn.Identity().eval())
-    made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    made.to(memory_format=torch.channels_last)
     before, after = run(module), run(made)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
     return Optimised(made, frozenset(conv for conv, _ in pairs), change)

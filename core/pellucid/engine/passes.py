@@ -2,87 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointError
 
 from pellucid.adapter import Adapter
 from pellucid.engine.batching import is_out_of_memory
+from pellucid.engine.guard import random_states
 from pellucid.engine.layers import Trace, trace
-from pellucid.engine.watch import Place, Watch, same_format
+from pellucid.engine.outputs import cut, mapped, tensors_in
+from pellucid.engine.segment import INPUT, Segment, Taken
+from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
 from pellucid.errors import LayerError, ModelError, PellucidError, TargetError, Unsuitable
-from pellucid.protocol.leaves import each, tensors_of
+from pellucid.protocol.leaves import Leaves, each, tensors_of
 from pellucid.protocol.sample import Frame, Sample
-from pellucid.protocol.target import Score, Target
+from pellucid.protocol.target import Score
 
-INPUT = "input"
+T = TypeVar("T")
 
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """One target of a pass, and what its score is differentiated by.
-
-    Attributes:
-        target: the target.
-        layers: the places of the target's own layers, by name.
-        by: what the gradient is wanted by: places, and "input".
-    """
-
-    target: Target
-    layers: Mapping[str, Place]
-    by: tuple[Place | str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Rows of one pass that belong to one sample, with its targets.
-
-    Attributes:
-        inputs: (rows, ...).
-        extras: further model inputs, by name, (rows, ...).
-        examples: (rows,) which example each row is.
-        targets: the targets; all segments of a pass have equally many.
-        base: for each target, the logits at its base sample, or None; "here" where these rows are that sample's.
-        draws: (rows,) which draw of the derived sample each row is.
-    """
-
-    inputs: Any
-    extras: dict[str, Tensor]
-    examples: Tensor
-    targets: tuple[Scored, ...]
-    base: tuple[Tensor | str | None, ...]
-    draws: Tensor
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return len(self.examples)
-
-
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """What one pass gave for a segment.
-
-    Attributes:
-        raw: what the model returned for these rows.
-        logits: the part of it that holds the scores, or None where it was not needed.
-        scores: a tensor (rows,) for each target.
-        activations: by place.
-        gradients: for each target, by place or "input".
-        backwards: how many backward passes it took.
-    """
-
-    raw: Any
-    logits: Tensor | None
-    scores: list[Tensor]
-    activations: dict[Place, Tensor]
-    gradients: list[dict[Place | str, Any]]
-    backwards: int
+_DETACHED = (
+    "the score does not depend differentiably on the model's {} (it is detached, or computed under no_grad, before "
+    "them or by other means than torch); choose a technique that needs outputs only: "
+    "pellucid.techniques(works_with=model)"
+)
 
 
 @dataclass(eq=False)
@@ -92,20 +39,27 @@ class Engine:
     Attributes:
         adapter: the model.
         module: what runs: the model, or an optimised copy of it.
-        memory_format: the memory format of image inputs; convolutions are faster with the channels last.
         folded: the layers of an optimised copy that no longer give what they gave.
+        ways: how passes must run that fail otherwise, which is kept with the adapter: "contiguous" inputs (a view of
+            them fails with the channels last), a "graph" from the inputs on whatever is asked (the model has a graph of
+            its own, or recomputes parts of itself in the backward pass), or a place, whose output the model changes in
+            place by another name, so that a copy of it is kept.
     """
 
     adapter: Adapter
     module: torch.nn.Module = field(init=False)
-    memory_format: torch.memory_format = field(init=False)
     folded: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.module = self.adapter.module
-        convolves = any(isinstance(part, torch.nn.Conv2d) for part in self.adapter.module.modules())
-        last = convolves and not self.adapter.cache.get("needs contiguous inputs")
-        self.memory_format = torch.channels_last if last else torch.contiguous_format
+        self.ways: set[str | Place] = self.adapter.cache.setdefault("ways", set())
+        self._convolves = any(isinstance(part, torch.nn.Conv2d) for part in self.module.modules())
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The memory format of image inputs; convolutions are faster with the channels last."""
+        last = self._convolves and "contiguous" not in self.ways
+        return torch.channels_last if last else torch.contiguous_format
 
     @cached_property
     def _structure(self) -> tuple[tuple[str, int], ...]:
@@ -134,7 +88,7 @@ class Engine:
         except PellucidError:
             raise
         except Exception as error:
-            if is_out_of_memory(error) or _needs_contiguous(error):
+            if is_out_of_memory(error) or self._other_way(error):
                 raise
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in tensors_of(inputs))
             raise ModelError(
@@ -161,6 +115,7 @@ class Engine:
         key = (
             "trace",
             self.folded,
+            tuple(inputs) if isinstance(inputs, Leaves) else (),
             tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in tensors_of(inputs)),
             tuple((name, tuple(extra.shape[1:])) for name, extra in extras.items()),
         )
@@ -171,30 +126,56 @@ class Engine:
             shown = each(lambda leaf: leaf.clone(), one)
             few = {name: extra[:1] for name, extra in extras.items()}
 
-            def run() -> Tensor:
-                return self.adapter.logits(self._call(frame, shown, few))
+            def run() -> Sequence[Tensor]:
+                raw = self._call(frame, shown, few)
+                try:
+                    return [self.adapter.logits(raw)]
+                except ModelError:  # a detection model has none, and is explained by a function of its output
+                    return list(tensors_in(raw))
 
-            found = self._contiguous_if_needed(lambda: trace(module, run, tensors_of(shown)))
+            with random_states(list(module.parameters()), 0):
+                found = self._somehow(lambda: trace(module, run, tensors_of(shown)))
             self.adapter.cache[key] = known = (structure, found)
-        return known[1]  # type: ignore[no-any-return]
+        places: Trace = known[1]
+        return places
 
     def _fresh(self, leaf: Tensor) -> Tensor:
         return same_format(leaf.detach(), self.memory_format)
 
-    def _contiguous_if_needed(self, function: Any) -> Any:
-        """Runs a function; where a model cannot take channels-last inputs, again with contiguous ones."""
-        try:
-            return function()
-        except RuntimeError as error:
-            if self.memory_format is torch.contiguous_format or not _needs_contiguous(error):
-                raise
-            self.memory_format = torch.contiguous_format
-            self.adapter.cache["needs contiguous inputs"] = True
-            return function()
+    def _other_way(self, error: BaseException) -> str | Place | None:
+        """The way in which a pass may succeed that failed with an error; see `ways`."""
+        text = str(error)
+        way: str | Place | None = None
+        if isinstance(error, Overwritten):
+            way = error.place
+        elif isinstance(error, (ControlFlowChanged, CheckpointError)) or "does not require grad" in text:
+            way = "graph"
+        elif isinstance(error, RuntimeError) and "view size is not compatible" in text:
+            way = "contiguous"
+        return None if way in self.ways else way
+
+    def _somehow(self, function: Callable[[], T]) -> T:
+        """Runs a function, and again in other ways where the model needs them."""
+        tried: list[str | Place] = []
+        while True:
+            try:
+                return function()
+            except Exception as error:
+                way = self._other_way(error)
+                if way is None:
+                    self.ways.difference_update(tried)  # they did not help
+                    raise
+                tried.append(way)
+                self.ways.add(way)
+
+    def forget(self) -> None:
+        """Forgets the model's places, after its control flow changed."""
+        for key in [key for key in self.adapter.cache if isinstance(key, tuple) and key[0] == "trace"]:
+            del self.adapter.cache[key]
 
     def run(self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place]) -> list[Taken]:
         """Runs one forward pass over the segments' rows, and a backward pass for each target that wants gradients."""
-        return self._contiguous_if_needed(lambda: self._run(frame, segments, places))  # type: ignore[no-any-return]
+        return self._somehow(lambda: self._run(frame, segments, places))
 
     def _run(self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place]) -> list[Taken]:
         wanted = {by for segment in segments for scored in segment.targets for by in scored.by}
@@ -206,10 +187,13 @@ class Engine:
         }
         if INPUT in wanted:
             leaves = each(_differentiable, leaves)
+        elif "graph" in self.ways:
+            leaves = each(lambda leaf: leaf.requires_grad_(leaf.is_floating_point()), leaves)
+        starts = {by for by in wanted if isinstance(by, Place)}
         # The model gets a copy, since it may change its inputs in place, which autograd forbids for leaves.
         shown = each(lambda leaf: leaf.clone() if leaf.requires_grad else leaf, leaves)
-        watch = Watch(self.module, list(places), start_graph=bool(wanted))
-        with torch.set_grad_enabled(bool(wanted)), watch():
+        watch = Watch(self.module, places, starts=starts, careful=self.ways)
+        with torch.set_grad_enabled(bool(wanted) or "graph" in self.ways), watch():
             raw = self._call(frame, shown, extras)
         for place, kept in watch.kept.items():
             if kept.dim() == 0 or kept.shape[0] != rows:
@@ -280,30 +264,43 @@ class Engine:
                 continue
             total = torch.stack([scores[index].sum() for *_, scores, _ in scored]).sum()
             if not total.requires_grad:
-                raise Unsuitable(
-                    "the score does not depend differentiably on the model's inputs or layers (it is detached, "
-                    "computed under no_grad or by other means than torch); choose a technique that needs outputs only: "
-                    "pellucid.techniques(works_with=model)"
-                )
+                raise Unsuitable(_DETACHED.format("inputs" if INPUT in by else [_order(one) for one in by]))
             backwards += 1
             tensors = [t for one in by for t in (tensors_of(leaves) if one == INPUT else [kept[one]])]  # type: ignore[index]
-            gradients = list(torch.autograd.grad(total, tensors, retain_graph=index != last, allow_unused=True))
+            gradients = self._backward(total, tensors, retain=index != last)
             found: dict[Place | str, Any] = {}
             for one in by:
-                if one == INPUT:
-                    parts = iter([gradients.pop(0) for _ in tensors_of(leaves)])
-                    found[one] = each(lambda leaf, parts=parts: _known(next(parts), INPUT, leaf), leaves)
-                else:
-                    assert isinstance(one, Place)
-                    found[one] = _known(gradients.pop(0), one.layer.name, None)
+                count = len(tensors_of(leaves)) if isinstance(one, str) else 1
+                own, gradients = gradients[:count], gradients[count:]
+                found[one] = _by_inputs(own, leaves) if isinstance(one, str) else _by_layer(own[0], one)
             by_target.append(found)
+        return self._shares(segments, scored, kept, by_target, backwards)
+
+    def _backward(self, total: Tensor, tensors: list[Tensor], *, retain: bool) -> list[Tensor | None]:
+        """The gradients of a score by tensors."""
+        try:
+            return list(torch.autograd.grad(total, tensors, retain_graph=retain, allow_unused=True))
+        except RuntimeError as error:
+            if is_out_of_memory(error) or self._other_way(error):
+                raise
+            raise ModelError(f"the backward pass through {self.adapter.name} failed: {error}") from error
+
+    @staticmethod
+    def _shares(
+        segments: Sequence[Segment],
+        scored: list[tuple[Segment, Any, Tensor | None, list[Tensor], int]],
+        kept: dict[Place, Tensor],
+        by_target: list[dict[Place | str, Any]],
+        backwards: int,
+    ) -> list[Taken]:
+        """Cuts what a pass gave into what each segment gets of it."""
         results = []
         for segment, raw, logits, scores, start in scored:
             span = slice(start, start + segment.rows)
             whole = len(segments) == 1
             results.append(
                 Taken(
-                    raw=pytree.tree_map_only(Tensor, torch.Tensor.detach, raw),
+                    raw=mapped(Tensor.detach, raw),
                     logits=None if logits is None else logits.detach(),
                     scores=[score.detach() for score in scores],
                     activations={p: t.detach() if whole else t.detach()[span] for p, t in kept.items()},
@@ -327,11 +324,6 @@ def _order(by: Place | str) -> str:
     return by if isinstance(by, str) else by.layer.name
 
 
-def _needs_contiguous(error: BaseException) -> bool:
-    """Whether a model failed on channels-last inputs: `Tensor.view` is what works on one memory format only."""
-    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
-
-
 def _state(adapter: Adapter) -> Any:
     yield from adapter.module.parameters()
     yield from adapter.module.buffers()
@@ -346,16 +338,26 @@ def _differentiable(leaf: Tensor) -> Tensor:
     return leaf.requires_grad_()
 
 
-def _known(gradient: Tensor | None, name: str, leaf: Tensor | None) -> Tensor:
-    if gradient is not None:
-        return gradient.contiguous()
-    if leaf is not None:
-        # One of several inputs may not matter for a target: then its gradient is zero.
-        return torch.zeros_like(leaf)
-    raise LayerError(f"the target does not depend on layer '{name}'; choose a layer between the inputs and the target")
+def _by_inputs(gradients: list[Tensor | None], leaves: Any) -> Any:
+    if all(gradient is None for gradient in gradients):
+        raise Unsuitable(_DETACHED.format("inputs"))
+    # One of several inputs may not matter for a target: then its gradient is zero.
+    parts = iter(gradients)
+    return each(lambda leaf: torch.zeros_like(leaf) if (part := next(parts)) is None else part.contiguous(), leaves)
 
 
-def _checked(score: Tensor, rows: int) -> Tensor:
+def _by_layer(gradient: Tensor | None, place: Place) -> Tensor:
+    if gradient is None:
+        raise LayerError(
+            f"the target does not depend on layer '{place.layer.name}'; choose a layer between the inputs and the "
+            "target"
+        )
+    return gradient.contiguous()
+
+
+def _checked(score: Any, rows: int) -> Tensor:
+    if not isinstance(score, Tensor):
+        raise TargetError(f"the target's score is a {type(score).__name__}; expected a tensor ({rows},)")
     if score.shape != (rows,):
         raise TargetError(
             f"the target's score has shape {tuple(score.shape)}; expected ({rows},), one for each example"
@@ -365,16 +367,3 @@ def _checked(score: Tensor, rows: int) -> Tensor:
 
 def _joined(inputs: Sequence[Any]) -> Any:
     return each(lambda *leaves: torch.cat(leaves), *inputs)
-
-
-def cut(raw: Any, start: int, stop: int, rows: int) -> Any:
-    """The part of what a model returned that belongs to some of the rows."""
-    if start == 0 and stop == rows:
-        return raw
-    if isinstance(raw, list) and len(raw) == rows and not isinstance(raw[0], Tensor):
-        return raw[start:stop]  # a detection model's results, one entry for each image
-
-    def part(tensor: Tensor) -> Tensor:
-        return tensor[start:stop] if tensor.dim() and tensor.shape[0] == rows else tensor
-
-    return pytree.tree_map_only(Tensor, part, raw)

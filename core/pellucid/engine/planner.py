@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.batching import is_out_of_memory, release, rows_at_once
-from pellucid.engine.passes import Engine, Taken
-from pellucid.engine.station import Request, Station, classes_of, stations_of
+from pellucid.engine.outputs import tensors_in
+from pellucid.engine.passes import Engine
+from pellucid.engine.segment import Taken
+from pellucid.engine.station import Request, Station, alike, classes_of, halves, stations_of
+from pellucid.engine.watch import ControlFlowChanged, version_of
 from pellucid.errors import Interrupted, ModelError, ProtocolError, Unsuitable
 from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.look import Look, Looks, Seen, SeenTogether
@@ -74,15 +77,20 @@ class Planner:
         engine: runs the passes.
         batch_size: rows at once, or "auto".
         progress: told of the rows that are done.
+        sample: what all techniques share, whose inputs none may change.
     """
 
     engine: Engine
     batch_size: int | str = "auto"
     progress: Progress | None = None
+    sample: Sample | None = None
 
     def __post_init__(self) -> None:
         self.adapter = self.engine.adapter
+        self._pristine = [] if self.sample is None else [(t, t.clone()) for t in tensors_of(self.sample.inputs)]
+        self._inputs_before = [tensor._version for tensor, _ in self._pristine]
         self._bases: dict[int, tuple[Sample, Tensor]] = {}
+        self._parts: dict[int, list[Tensor]] = {}
         self._limit: int | None = None
         self._done = self._known = 0
 
@@ -110,23 +118,36 @@ class Planner:
 
     def _advance(self, name: str, drive: Drive, seen: Seen | None, pending: dict[str, Look], outcome: Outcome) -> None:
         """Sends a technique what it asked for, and takes its next look or its result."""
-        watched = [(tensor, tensor._version) for tensor in _tensors_seen(seen)]
+        watched = _versions(seen)
         started = time.perf_counter()
         try:
-            look = drive.generator.send(seen)  # type: ignore[arg-type]
-            _check_untouched(name, watched)
-            self._check_look(name, drive, look)
-            pending[name] = look
-        except StopIteration as stop:
-            try:
-                _check_untouched(name, watched)
-                outcome.results[name] = stop.value
-            except ProtocolError as error:
-                outcome.errors[name] = error
+            ended, made = _sent(drive.generator, seen)
+            if self._restored() or _versions(seen) != watched:
+                raise ProtocolError(
+                    f"technique '{name}' changed in place what it was shown, which other techniques share; clone it "
+                    "first"
+                )
+            if ended:
+                outcome.results[name] = made
+            else:
+                self._check_look(name, drive, made)
+                pending[name] = made
         except Exception as error:
+            self._restored()
+            drive.generator.close()
             outcome.errors[name] = error
         finally:
             drive.cost.seconds += time.perf_counter() - started
+
+    def _restored(self) -> bool:
+        """Puts the inputs back where a technique changed them in place, and says whether one did."""
+        now = [tensor._version for tensor, _ in self._pristine]
+        if now == self._inputs_before:
+            return False
+        for tensor, before in self._pristine:
+            tensor.copy_(before)
+        self._inputs_before = [tensor._version for tensor, _ in self._pristine]
+        return True
 
     def _check_look(self, name: str, drive: Drive, look: Any) -> None:
         if not isinstance(look, Look):
@@ -163,13 +184,31 @@ class Planner:
                 drives[name].generator.close()
                 outcome.errors[name] = error
         failed = self._serve(flat, drives, outcome)
+        seen = {name: self._finished(own, looks[name], failed) for name, own in requests.items()}
+        before = {name: _versions(one) for name, one in seen.items()}
         for name, own in requests.items():
-            if name in failed:
+            if _versions(seen[name]) != before[name]:
+                # Another technique changed in place what both were shown: it failed, this one looks again.
+                failed.update(self._alone(own, drives, outcome))
+                seen[name] = self._finished(own, looks[name], failed)
+            one = seen.pop(name)
+            if one is None:
                 drives[name].generator.close()
                 outcome.errors[name] = failed[name]
-                continue
+            else:
+                self._advance(name, drives[name], one, pending, outcome)
+
+    def _finished(self, own: list[Request], look: Look, failed: dict[str, Exception]) -> Seen | None:
+        """What a technique is sent, or None where it failed."""
+        name = own[0].name
+        if name in failed:
+            return None
+        try:
             seen = [replace(request.finish(), classes=self._classes(request.sample)) for request in own]
-            self._advance(name, drives[name], _shaped(looks[name], iter(seen)), pending, outcome)
+        except Exception as error:
+            failed[name] = error
+            return None
+        return _shaped(look, iter(seen))
 
     def _serve(self, requests: list[Request], drives: Mapping[str, Drive], outcome: Outcome) -> dict[str, Exception]:
         """Runs the passes of a round; returns the exceptions of techniques whose looks could not be served."""
@@ -179,35 +218,53 @@ class Planner:
         # themselves go first, and what no look covers is looked at for its outputs alone.
         first = [station for station in stations if not any(True for _ in station.bases())]
         rest = [station for station in stations if any(True for _ in station.bases())]
-        covered = {id(station.sample) for station in first if station.gives_base} | set(self._bases)
-        wanted = {id(sample): sample for station in rest for sample in station.bases() if id(sample) not in covered}
-        for group in ([*map(Station.outputs_only, wanted.values()), *first], rest):
-            self._known += sum(station.rows for station in group)
-            for alike in _alike(group):
-                try:
-                    self._run_alike(alike, drives, outcome)
-                except Exception as error:
-                    names = {request.name for station in alike for request in station.requests}
-                    if len(names) > 1:
-                        failed.update(self._alone(alike, drives, outcome))
-                    elif names:
-                        failed[names.pop()] = error
-                    else:
-                        return {request.name: error for request in requests}
-            rest = [station for station in rest if all(id(base) in self._bases for base in station.bases())]
+        covered = {id(station.sample) for station in first if station.gives_base}
+        self._run_group([*self._missing(rest, covered), *first], failed, drives, outcome)
+        try:
+            # A station that should have shown a sample's outputs may have failed for reasons of its own.
+            for station in self._missing(rest, set()):
+                self._run_alike([station], drives, outcome)
+        except Exception as error:
+            lost = [station for station in rest if self._missing([station], set())]
+            failed.update({request.name: error for station in lost for request in station.requests})
+            rest = [station for station in rest if station not in lost]
+        self._run_group(rest, failed, drives, outcome)
         return failed
 
-    def _alone(self, stations: list[Station], drives: Mapping[str, Drive], outcome: Outcome) -> dict[str, Exception]:
+    def _missing(self, stations: list[Station], covered: set[int]) -> list[Station]:
+        """Stations for the outputs at samples that others need, where nothing else shows them."""
+        wanted = {id(sample): sample for station in stations for sample in station.bases()}
+        return [Station(wanted[key], []) for key in wanted if key not in covered and key not in self._bases]
+
+    def _run_group(
+        self, stations: list[Station], failed: dict[str, Exception], drives: Mapping[str, Drive], outcome: Outcome
+    ) -> None:
+        self._known += sum(station.rows for station in stations)
+        for group in alike(stations):
+            try:
+                self._run_alike(group, drives, outcome)
+            except Exception as error:
+                self._restored()
+                requests = [request for station in group for request in station.requests]
+                if isinstance(error, ControlFlowChanged):
+                    self.engine.forget()
+                elif len({request.name for request in requests}) < 2:
+                    failed.update({request.name: error for request in requests})
+                    continue
+                failed.update(self._alone(requests, drives, outcome))
+
+    def _alone(self, requests: list[Request], drives: Mapping[str, Drive], outcome: Outcome) -> dict[str, Exception]:
         """After a failed shared pass: serves each technique by itself, so that only the guilty one fails."""
         failed: dict[str, Exception] = {}
-        for name in dict.fromkeys(request.name for station in stations for request in station.requests):
-            own = [request for station in stations for request in station.requests if request.name == name]
-            for request in own:
-                request.restart()
+        for name in dict.fromkeys(request.name for request in requests):
+            own = [request for request in requests if request.name == name]
             try:
+                for request in own:
+                    request.restart()
                 for station in stations_of(own):
                     self._run_alike([station], drives, outcome)
             except Exception as error:
+                self._restored()
                 failed[name] = error
         return failed
 
@@ -264,11 +321,11 @@ class Planner:
                 ) from error
             release(self.engine.device)
             self._limit = rows // 2
-            halves = _halves(batch, self._limit)
+            smaller = halves(batch, self._limit)
         else:
-            halves = []
-        if halves:
-            for half in halves:
+            smaller = []
+        if smaller:
+            for half in smaller:
                 self._run_batch(half, drives, outcome)
             return
         seconds = time.perf_counter() - started
@@ -276,17 +333,20 @@ class Planner:
         for (station, start, stop), segment, one in zip(batch, segments, taken, strict=True):
             station.deliver(segment, start, stop, one)
             if station.gives_base and one.logits is not None:
-                self._keep_base(station, start, one.logits)
+                self._keep_base(station, start, stop, one.logits)
         self._done += rows
         if self.progress is not None:
             self.progress(self._done, self._known)
 
-    def _keep_base(self, station: Station, start: int, logits: Tensor) -> None:
+    def _keep_base(self, station: Station, start: int, stop: int, logits: Tensor) -> None:
+        """Keeps the outputs at a sample; they are known when all its rows are."""
         key = id(station.sample)
+        parts = self._parts.setdefault(key, [])
         if start == 0:
-            self._bases[key] = (station.sample, logits)
-        else:
-            self._bases[key] = (station.sample, torch.cat([self._bases[key][1][:start], logits]))
+            parts.clear()
+        parts.append(logits)
+        if stop == station.rows:
+            self._bases[key] = (station.sample, torch.cat(self._parts.pop(key)))
 
     def _account(
         self,
@@ -302,36 +362,15 @@ class Planner:
         outcome.total.backward += rows * taken[0].backwards
         outcome.total.seconds += seconds
         for station, start, stop in batch:
+            backwards: dict[str, int] = {}
             for request in station.requests:
-                cost = drives[request.name].cost
+                backwards[request.name] = max(backwards.get(request.name, 0), request.backwards)
+            for name, passes in backwards.items():
+                cost = drives[name].cost
                 cost.forward += stop - start
-                cost.backward += (stop - start) * request.backwards
+                cost.backward += (stop - start) * passes
                 cost.calls += 1
-                cost.seconds += seconds * (stop - start) / rows / len(station.requests)
-
-
-def _alike(stations: Iterable[Station]) -> list[list[Station]]:
-    """Groups stations that can go through the model in one batch, in their order."""
-    groups: dict[Any, list[Station]] = {}
-    for station in stations:
-        groups.setdefault(station.signature, []).append(station)
-    return list(groups.values())
-
-
-def _halves(batch: list[tuple[Station, int, int]], most: int) -> list[list[tuple[Station, int, int]]]:
-    """The same rows in batches of at most `most`."""
-    small: list[list[tuple[Station, int, int]]] = [[]]
-    room = most
-    for station, start, stop in batch:
-        while start < stop:
-            if room == 0:
-                small.append([])
-                room = most
-            end = min(stop, start + room)
-            small[-1].append((station, start, end))
-            room -= end - start
-            start = end
-    return small
+                cost.seconds += seconds * (stop - start) / rows / len(backwards)
 
 
 def _flat(look: Look) -> Iterable[Look]:
@@ -350,18 +389,14 @@ def _shaped(look: Look, seen: Any) -> Seen:
     return next(seen)  # type: ignore[no-any-return]
 
 
-def _tensors_seen(seen: Seen | None) -> list[Tensor]:
-    if seen is None:
-        return []
-    if isinstance(seen, SeenTogether):
-        return [tensor for part in seen.parts for tensor in _tensors_seen(part)]
-    values = [seen.scores, *seen.activations.values()]
-    values += [tensor for gradient in seen.gradients.values() for tensor in tensors_of(gradient)]
-    return [value for value in values if isinstance(value, Tensor)]
+def _sent(generator: Generator[Look, Seen, Any], seen: Seen | None) -> tuple[bool, Any]:
+    """Whether a technique ended at what it was sent, and its result or its next look."""
+    try:
+        return False, generator.send(seen)  # type: ignore[arg-type]
+    except StopIteration as stop:
+        return True, stop.value
 
 
-def _check_untouched(name: str, watched: list[tuple[Tensor, int]]) -> None:
-    if any(tensor._version != version for tensor, version in watched):
-        raise ProtocolError(
-            f"technique '{name}' changed in place what it was shown, which other techniques share; clone it first"
-        )
+def _versions(seen: Seen | None) -> list[int]:
+    """How often each tensor was changed in place: techniques share them."""
+    return [version_of(tensor) for tensor in tensors_in(seen)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,14 +16,15 @@ from pellucid.engine.finish import Finisher
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.optimize import optimise
-from pellucid.engine.passes import INPUT, Engine
+from pellucid.engine.passes import Engine
 from pellucid.engine.planner import Cost, Drive, Outcome, Planner, Progress
+from pellucid.engine.segment import INPUT
 from pellucid.engine.station import classes_of
-from pellucid.errors import InputError, ParameterError, Unsuitable
+from pellucid.errors import InputError, Interrupted, ParameterError, Unsuitable
 from pellucid.protocol.explainer import Explainer, as_passes
 from pellucid.protocol.sample import Sample
 from pellucid.registry import Technique, registry
-from pellucid.results import Explanation
+from pellucid.results import Check, Explanation
 
 
 @dataclass(eq=False)
@@ -57,8 +58,8 @@ class Run:
     def start(self) -> Outcome:
         """Runs within the hook `pellucid_run`, so that plugins can surround it."""
         check_batch_size(self.batch_size)
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ParameterError(f"seed={self.seed!r}: expected an integer of at least 0")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
+            raise ParameterError(f"seed={self.seed!r}: expected an integer from 0 to 2**63 - 1")
         return registry().hook.pellucid_run(run=self)  # type: ignore[no-any-return]
 
     def execute(self) -> Outcome:
@@ -69,8 +70,9 @@ class Run:
             # The run's own modes come before anything is made, so that no tensor is bound to inference mode.
             stack.enter_context(guarded(module, self.seed))
             if self.device is not None:
+                device = _device(self.device)
                 stack.callback(module.to, Engine(self.adapter).device)
-                module.to(self.device)
+                module.to(device)
             return self._execute(trained)
 
     def _execute(self, trained: bool) -> Outcome:
@@ -79,14 +81,32 @@ class Run:
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")
         checks = (optimise(engine, sample, self._layers_named()),) if self.adapter.optimize else ()
-        planner = Planner(engine, self.batch_size, self.progress)
+        planner = Planner(engine, self.batch_size, self.progress, sample)
         drives = {
             name: Drive(as_passes(self.work(name, technique, sample)), uses_of(technique))
             for name, technique in self.techniques.items()
         }
-        outcome = planner.run(drives)
+        try:
+            outcome = planner.run(drives)
+        except Interrupted as interrupt:
+            kept = Outcome(dict(interrupt.results))
+            raise Interrupted(self._finished(kept, engine, planner, sample, drives, (notes, checks)).results) from None
         self.total = outcome.total
+        return self._finished(outcome, engine, planner, sample, drives, (notes, checks))
+
+    def _finished(
+        self,
+        outcome: Outcome,
+        engine: Engine,
+        planner: Planner,
+        sample: Sample,
+        drives: Mapping[str, Drive],
+        found: tuple[Sequence[str], tuple[Check, ...]],
+    ) -> Outcome:
+        """Fills in what the core knows of the explanations; `found` are the run's notes and certificates."""
         given = next(iter(self.inputs.values())) if isinstance(self.inputs, Mapping) else self.inputs
+        given = given[0] if isinstance(given, (tuple, list)) and given else given
+        notes, checks = found
         finisher = Finisher(
             self.adapter,
             sample,
@@ -112,7 +132,7 @@ class Run:
     def _layer(engine: Engine, sample: Sample, technique: Any, result: Explanation) -> str | None:
         """The layer that a result is over, where its technique was told one; "auto" is recorded by the name found."""
         over = getattr(result, "over", None)
-        if over == INPUT or over not in _layers_of(technique):
+        if over is None or over == INPUT or over not in _layers_of(technique):
             return None
         return engine.find(sample, over).layer.name
 
@@ -127,6 +147,15 @@ def _layers_of(technique: Any) -> set[Any]:
     parameters = technique.get_params()
     inner = (_layers_of(value) for value in parameters.values() if isinstance(value, Explainer))
     return {parameters.get("layer")}.union(*inner)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        made = torch.device(device)
+        torch.empty(0, device=made)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ParameterError(f"device={device!r} is not there: {str(error).splitlines()[0]}") from None
+    return made
 
 
 def uses_of(technique: Any) -> frozenset[str] | None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pellucid.engine.passes import INPUT, Engine, Scored, Segment, Taken
+from pellucid.engine.outputs import by_draw, joined
+from pellucid.engine.passes import Engine
+from pellucid.engine.segment import INPUT, Scored, Segment, Taken
 from pellucid.engine.watch import Place
 from pellucid.errors import ParameterError, ProtocolError
 from pellucid.protocol.derived import Derived
-from pellucid.protocol.fold import Folding, Part
+from pellucid.protocol.fold import Fold, Folding, Part
 from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.look import Look, Seen
 from pellucid.protocol.sample import Sample
@@ -31,26 +32,40 @@ class Request:
             raise ProtocolError(f"technique '{name}' folds a plain sample, which has no derived axis to fold")
         if isinstance(look.activations, str) or isinstance(look.gradients, str):
             raise ParameterError("a look's activations and gradients are sequences of layer names, not one string")
+        if INPUT in look.activations:
+            raise ProtocolError(f"technique '{name}' asks for the activations of 'input', which are `sample.inputs`")
+        if look.fold is not None and not isinstance(look.fold, Fold):
+            raise ProtocolError(
+                f"technique '{name}' folds by a {type(look.fold).__name__}; expected Mean, Moments or Sum"
+            )
+        if look.targets is not None and not look.targets:
+            raise ProtocolError(f"technique '{name}' looks for an empty list of targets; None means the sample's own")
+        if len(look.at) == 0:
+            raise ProtocolError(f"technique '{name}' looks at a sample without examples")
         self.name = name
         self.look = look
+        self.engine = engine
         self.sample = look.at.sample if isinstance(look.at, Derived) else look.at
         self.targets: tuple[Target, ...] = tuple(look.targets) if look.targets is not None else (self.sample.target,)
-        layers = [layer for layer in (*look.activations, *look.gradients) if layer != INPUT]
-        self.places = {layer: engine.find(self.sample, layer) for layer in layers}
-        self.target_places = [
-            {layer: engine.find(self.sample, layer) for layer in target.layers} for target in self.targets
-        ]
-        self.by = tuple(layer if layer == INPUT else self.places[layer] for layer in dict.fromkeys(look.gradients))
+        for target in look.targets or ():
+            target.check(len(self.sample))
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was gathered."""
-        at = self.look.at
+        """Finds the layers, and forgets what was gathered."""
+        look, at = self.look, self.look.at
+        layers = [layer for layer in (*look.activations, *look.gradients) if layer != INPUT]
+        self.places = {layer: self.engine.find(self.sample, layer) for layer in layers}
+        self.target_places = [
+            {layer: self.engine.find(self.sample, layer) for layer in target.layers} for target in self.targets
+        ]
+        self.by = tuple(layer if layer == INPUT else self.places[layer] for layer in dict.fromkeys(look.gradients))
         self.folding: Folding | None = None
         if self.look.fold is not None and isinstance(at, Derived):
             self.folding = self.look.fold.start(at.n, len(self.sample))
         self.parts: list[dict[str, Any]] = []
         self.scores: list[list[Tensor]] = []
+        self.rows: list[int] = []
 
     @property
     def backwards(self) -> int:
@@ -60,6 +75,7 @@ class Request:
     def take(self, segment: Segment, taken: Taken, which: list[int]) -> None:
         """Gathers what one pass saw of this look's rows; `which` are its targets among the station's."""
         self.scores.append([taken.scores[index] for index in which])
+        self.rows.append(segment.rows)
         activations = {layer: taken.activations[self.places[layer]] for layer in self.look.activations}
         gradients = {}
         for layer, by in zip(dict.fromkeys(self.look.gradients), self.by, strict=True):
@@ -78,41 +94,38 @@ class Request:
         n = at.n if isinstance(at, Derived) else None
         several = self.look.targets is not None
 
-        def whole(rows: list[Any], targets: bool = False) -> Any:
+        def put_together(rows: list[Any], targets: bool = False) -> Any:
             if rows[0] is None:
                 return None
-            joined = pytree.tree_map(lambda *parts: _cat(parts), *rows)
+            whole = joined(rows, self.rows)
             if n is not None:
-                joined = pytree.tree_map_only(Tensor, lambda t: t.unflatten(0, (n, t.shape[0] // n)), joined)
+                whole = by_draw(whole, n, sum(self.rows))
             if targets:
                 axis = 1 if n is None else 2
-                joined = each(lambda leaf: leaf.movedim(axis, 0), joined)
-            return joined
+                whole = each(lambda leaf: torch.movedim(leaf, axis, 0), whole)
+            return whole
 
-        scores = whole([torch.stack(one, dim=1) for one in self.scores], targets=True)
+        scores = put_together([torch.stack(one, dim=1) for one in self.scores], targets=True)
         if not several:
             scores = scores[0]
         if self.folding is None:
             found: dict[str, Any] = {
-                "outputs": whole([part["outputs"] for part in self.parts]),
-                "activations": {k: whole([p["activations"][k] for p in self.parts]) for k in self.look.activations},
+                "outputs": put_together([part["outputs"] for part in self.parts]),
+                "activations": {
+                    k: put_together([p["activations"][k] for p in self.parts]) for k in self.look.activations
+                },
                 "gradients": {
-                    k: whole([p["gradients"][k] for p in self.parts], targets=several) for k in self.look.gradients
+                    k: put_together([p["gradients"][k] for p in self.parts], several) for k in self.look.gradients
                 },
             }
         else:
             found = self.folding.finish()
-            if several and "gradients" in found:
-                found["gradients"] = {
-                    k: each(lambda leaf: leaf.movedim(1, 0), gradient) for k, gradient in found["gradients"].items()
-                }
+            for reduced in (found, found.get("spread") or {}):
+                if several and "gradients" in reduced:
+                    reduced["gradients"] = {
+                        k: each(lambda leaf: torch.movedim(leaf, 1, 0), g) for k, g in reduced["gradients"].items()
+                    }
         return Seen(scores=scores, layers={name: place.layer for name, place in self.places.items()}, **found)
-
-
-def _cat(parts: Any) -> Any:
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _stacked(several: list[Any], dim: int) -> Any:
@@ -125,7 +138,7 @@ class Station:
 
     Attributes:
         at: what the model is shown.
-        requests: who asks.
+        requests: who asks; nobody where the outputs at a sample are needed for its predicted classes.
     """
 
     at: Sample | Derived
@@ -135,11 +148,6 @@ class Station:
         self.sample = self.at.sample if isinstance(self.at, Derived) else self.at
         self.rows = len(self.at)
         self._gather()
-
-    @classmethod
-    def outputs_only(cls, sample: Sample) -> Station:
-        """A station that nobody asked for: the outputs at a sample, for its predicted classes."""
-        return cls(sample, [])
 
     def _gather(self) -> None:
         targets: list[Target] = []
@@ -229,6 +237,30 @@ def stations_of(requests: Iterable[Request]) -> list[Station]:
             key = id(at)
         groups.setdefault(key, []).append(request)
     return [Station(group[0].look.at, group) for group in groups.values()]
+
+
+def alike(stations: Iterable[Station]) -> list[list[Station]]:
+    """Groups stations that can go through the model in one batch, in their order."""
+    groups: dict[Any, list[Station]] = {}
+    for station in stations:
+        groups.setdefault(station.signature, []).append(station)
+    return list(groups.values())
+
+
+def halves(batch: list[tuple[Station, int, int]], most: int) -> list[list[tuple[Station, int, int]]]:
+    """The same rows in batches of at most `most`."""
+    small: list[list[tuple[Station, int, int]]] = [[]]
+    room = most
+    for station, start, stop in batch:
+        while start < stop:
+            if room == 0:
+                small.append([])
+                room = most
+            end = min(stop, start + room)
+            small[-1].append((station, start, end))
+            room -= end - start
+            start = end
+    return small
 
 
 def classes_of(target: Target, base: Tensor | None, examples: int) -> Tensor | None:

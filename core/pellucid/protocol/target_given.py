@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def make_target(target: Any, examples: int, categories: Sequence[str] | None = N
         return ClassLogit(_category(target, categories))
     if isinstance(target, bool):
         raise TargetError("the target is a bool; expected a class index")
-    if hasattr(target, "__index__") and not isinstance(target, Tensor):
+    if isinstance(target, Integral):
         return ClassLogit(int(target))
     if callable(target) and not isinstance(target, Tensor):
         return Custom(target)

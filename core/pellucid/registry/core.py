@@ -56,7 +56,7 @@ class Core:
                 for implementation in getattr(self._manager.hook, hook).get_hookimpls()
                 if implementation.plugin is not self and implementation.function.__module__ in entered
             ]
-            names = ",".join(plugins)
+            names = ",".join(dict.fromkeys(plugins))
             raise PluginError(
                 f"plugin {names} failed in its hook `{hook}`: {told(error)}. "
                 f"PELLUCID_DISABLE={names} goes on without it."

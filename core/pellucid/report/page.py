@@ -41,8 +41,8 @@ def write_report(
 ) -> Path:
     """Writes one self-contained HTML page and returns its path.
 
-    Everything is in the file: it works offline, in light and dark, and on paper. Maps of one technique share one scale
-    of colours, symmetric about zero.
+    Everything is in the file: it works offline, in light and dark, and on paper. Every map has its own colour scale,
+    symmetric about zero, whose end is written on it; under the pointer stand the values.
 
     Args:
         path: the file to write.
@@ -79,7 +79,7 @@ def write_report(
             model=model,
             meta=meta,
             run_line=_run_line(model, count, photos is not None, results, table, seconds),
-            findings=_findings(results, table, cost, count),
+            findings=_findings(results, table),
             inputs=_inputs(names, pictures, predictions, categories, results),
             bands=bands(columns),
             gradient=gradient(),
@@ -195,27 +195,25 @@ def _run_line(
     return "  ·  ".join(parts)
 
 
-def _findings(
-    results: Mapping[str, Explanation], table: Standing | None, cost: Cost | None, count: int
-) -> list[tuple[str, str]]:
+def _findings(results: Mapping[str, Explanation], table: Standing | None) -> list[tuple[str, str]]:
     """What the page comes to, in sentences: each a heading and what it says."""
     told = []
     for metric in table.metrics if table is not None else ():
         if metric.best is None:
             continue
-        said = f"{_words(metric.best.explanation)} is first at {_number(metric.best.mean)}"
+        first = _number(metric.best.mean)
+        said = f"{_opened(_words(metric.best.explanation))} is first at {first}"
         if metric.control is not None:
-            ahead = metric.beating > 0
-            against = f"the best control, {_words(metric.control.explanation)} ({_number(metric.control.mean)})"
-            said += f", {'ahead of' if ahead else 'and does not beat'} {against}. "
-            total = len([line for line in table.techniques]) if table is not None else 0
-            said += f"{metric.beating} of {_plural(total, 'technique')} beat every control."
-        else:
-            said += "."
+            best = _number(metric.control.mean)
+            how = "level with" if best == first else "ahead of" if metric.beating else "and does not beat"
+            said += f", {how} the best control, {_words(metric.control.explanation)} ({best})"
+            count = len(table.techniques) if table is not None else 0
+            said += f". {metric.beating} of {_plural(count, 'technique')} beat every control"
+        said += "."
         told.append((_words(metric.name), said))
     judged = [(name, check) for name, one in results.items() for check in one.checks if check.passed is not None]
     if judged:
-        failed = [f"{_words(name)} ({check.name})" for name, check in judged if not check.passed]
+        failed = [f"{_words(check.name)} of {_words(name)}" for name, check in judged if not check.passed]
         said = f"{len(judged) - len(failed)} of {len(judged)} hold" + (
             f"; not: {', '.join(failed)}." if failed else "."
         )
@@ -263,6 +261,10 @@ def _alone(results: Mapping[str, Explanation], scores: Scores | None, count: int
 
 def _plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _opened(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _words(name: str) -> str:

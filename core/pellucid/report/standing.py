@@ -218,7 +218,7 @@ def _chart(metric: str, curves: Curves, lines: list[Line]) -> Chart:
 def _round_numbers(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers at even steps that cover a range."""
     raw = (high - low) / count if high > low else 1.0
-    size = 10.0 ** math.floor(math.log10(raw))
+    size = math.pow(10.0, math.floor(math.log10(raw)))
     step = next((size * factor for factor in (1, 2, 2.5, 5) if size * factor >= raw * 0.999), size * 10)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(place * step, 12) for place in range(first, max(last, first + 1) + 1)]

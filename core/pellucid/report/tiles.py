@@ -32,6 +32,7 @@ class Tile:
         columns: how many columns of values there are.
         values: one signed byte for each cell, row by row, as base64.
         unit: what one step of the bytes is worth.
+        bound: where the colours end on both sides of zero.
     """
 
     picture: str
@@ -39,17 +40,17 @@ class Tile:
     columns: int
     values: str
     unit: float
+    bound: float
 
 
 @dataclass(frozen=True)
 class Column:
-    """One technique's maps over all photos, in one scale of colours.
+    """One technique's maps over all photos.
 
     Attributes:
         name: the result's name.
         technique: the technique's name.
         layer: the layer that was looked at, or "".
-        bound: where the colours end on both sides of zero.
         low: the least value.
         high: the greatest value.
         tiles: one for each photo.
@@ -58,7 +59,6 @@ class Column:
     name: str
     technique: str
     layer: str
-    bound: float
     low: float
     high: float
     tiles: tuple[Tile, ...]
@@ -86,16 +86,14 @@ def column(name: str, result: Explanation, photos: draw.Bytes) -> Column | None:
         maps = result.heatmap((photos.shape[1], photos.shape[2])).detach().cpu().double()
     except InputError:
         return None
-    bound = draw.limit(maps)
     finite = maps[maps.isfinite()]
     return Column(
         name=name,
         technique=result.meta.technique,
         layer=result.meta.layer or "",
-        bound=bound,
         low=float(finite.min()) if len(finite) else 0.0,
         high=float(finite.max()) if len(finite) else 0.0,
-        tiles=tuple(_tile(photo, heatmap, bound) for photo, heatmap in zip(photos, maps, strict=True)),
+        tiles=tuple(_tile(photo, heatmap) for photo, heatmap in zip(photos, maps, strict=True)),
     )
 
 
@@ -128,7 +126,8 @@ def gradient(stops: int = 33) -> str:
     return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colours.tolist())
 
 
-def _tile(photo: draw.Bytes, heatmap: Tensor, bound: float) -> Tile:
+def _tile(photo: draw.Bytes, heatmap: Tensor) -> Tile:
+    bound = draw.limit(heatmap)
     height, width = heatmap.shape
     rows, columns = min(CELLS, height), min(CELLS, width)
     cells = F.adaptive_avg_pool2d(heatmap.nan_to_num(0.0, 0.0, 0.0)[None, None], (rows, columns))[0, 0]
@@ -140,4 +139,5 @@ def _tile(photo: draw.Bytes, heatmap: Tensor, bound: float) -> Tile:
         columns=columns,
         values=base64.b64encode(coded).decode("ascii"),
         unit=unit,
+        bound=bound,
     )

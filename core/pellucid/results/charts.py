@@ -61,7 +61,7 @@ def _bar(ax: Axes, result: Scores, metric: str, colours: dict[str, str]) -> None
     better = next(row.better for row in result.rows if row.metric == metric)
     heights = range(len(ranks) - 1, -1, -1)
     for place, rank in zip(heights, ranks, strict=True):
-        error = None if np.isnan(rank.standard_error) else 2 * rank.standard_error
+        error = 2 * rank.standard_error if np.isfinite(rank.standard_error) else None
         ax.barh(
             place,
             rank.mean if np.isfinite(rank.mean) else 0.0,
@@ -81,7 +81,7 @@ def _bar(ax: Axes, result: Scores, metric: str, colours: dict[str, str]) -> None
     ax.axvline(0, color="#d0d7de", linewidth=0.8)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     arrow = "→" if better == "higher" else "←"
-    draw.tidy(ax, metric, x=f"{better} is better {arrow}")
+    draw.tidy(ax, draw.literal(metric), x=f"{better} is better {arrow}")
     for label, rank in zip(ax.get_yticklabels(), ranks, strict=True):
         label.set_color(draw.FAINT if rank.control else draw.INK)
 
@@ -92,8 +92,8 @@ def _curve(ax: Axes, result: Scores, metric: str, colours: dict[str, str]) -> No
     controls = {row.explanation for row in result.rows if row.control}
     styles = ("--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
     for place, name in enumerate(sorted(curves.mean, key=lambda name: (name in controls,))):
-        mean = curves.mean[name].detach().cpu().numpy()
-        error = np.nan_to_num(curves.standard_error[name].detach().cpu().numpy())
+        mean = draw.finite(curves.mean[name].detach().cpu().numpy())
+        error = np.nan_to_num(draw.finite(curves.standard_error[name].detach().cpu().numpy()))
         control = name in controls
         ax.plot(
             x,
@@ -105,8 +105,10 @@ def _curve(ax: Axes, result: Scores, metric: str, colours: dict[str, str]) -> No
             zorder=2 if control else 3,
         )
         ax.fill_between(x, mean - 2 * error, mean + 2 * error, color=colours[name], alpha=0.12, linewidth=0)
-    draw.tidy(ax, f"{metric}: mean curve", x="share", y="score")
-    ax.legend(frameon=False, fontsize=8, labelcolor=draw.INK, handlelength=1.8)
+    draw.tidy(ax, draw.literal(f"{metric}: mean curve"), x="share", y="score")
+    ax.legend(
+        frameon=False, fontsize=8, labelcolor=draw.INK, handlelength=1.8, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
 
 
 def projection(result: Projection, axes: tuple[int, int], annotate: bool | None) -> draw.Picture:
@@ -120,7 +122,7 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
         names = result.axis_names()
         if wrong := [axis for axis in axes if not -d <= axis < d]:
             raise InputError(f"axis {wrong[0]} does not exist; there are {d}, from 0")
-    points = points[..., list(axes)]
+    points = draw.finite(points[..., list(axes)])
     picture, ((ax,),) = draw.grid(1, 1, 5.4, 4.6)
     groups, colours = _groups(result)
     if result.moves:
@@ -152,7 +154,7 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
     ax.autoscale_view()
     if d > 1:
         ax.set_aspect("equal", adjustable="datalim")
-    draw.tidy(ax, result.meta.technique, names[axes[0]], names[axes[1]])
+    draw.tidy(ax, draw.literal(result.meta.technique), names[axes[0]], names[axes[1]])
     if len(groups) > 1:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.2)
     return picture

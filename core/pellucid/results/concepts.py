@@ -70,7 +70,7 @@ class Concepts(Explanation):
         A concept that is not significant is pale; a grey mark is the score of random concepts, a line the spread.
 
         Args:
-            k: at most how many concepts, those with the greatest scores.
+            k: at most how many concepts, those with the greatest scores in sum.
         """
         from pellucid.results import galleries
 

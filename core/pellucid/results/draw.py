@@ -85,10 +85,20 @@ def tidy(ax: Axes, title: str = "", x: str = "", y: str = "") -> None:
 
 
 def short(name: str, length: int = 26) -> str:
-    """The first of a category's synonyms, cut to a length, as matplotlib prints it letter by letter."""
-    first = "".join(letter if letter.isprintable() else " " for letter in name.split(",")[0].strip() or name)
-    first = first if len(first) <= length else first[: length - 1] + "…"
-    return first.replace("$", r"\$")  # a pair of dollar signs would be read as mathematics
+    """The first of a category's synonyms, cut to a length, as `literal` text."""
+    first = name.split(",")[0].strip() or name
+    return literal(first if len(first) <= length else first[: length - 1] + "…")
+
+
+def literal(text: str) -> str:
+    """A text that matplotlib draws letter by letter: a pair of dollar signs would be read as mathematics."""
+    printed = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    return printed.replace("$", r"\$")
+
+
+def finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Numbers with NaN for all that is not finite or beyond single precision, which matplotlib leaves out."""
+    return np.where(np.abs(values) < np.finfo(np.float32).max, values, np.nan)
 
 
 @cache
@@ -265,16 +275,18 @@ def colour_bar_png(width: int = 256, height: int = 12) -> bytes:
     return image_png((strip * 255).round().astype(np.uint8))
 
 
-def bars(ax: Axes, values: Tensor, names: Sequence[str], *, errors: Tensor | None = None, most: int = 12) -> None:
-    """Draws signed bars, the greatest magnitudes first; what is left out is counted in a last line."""
+def bars(ax: Axes, values: Tensor, names: Sequence[str], *, most: int = 12) -> None:
+    """Draws signed bars, the greatest magnitudes first; what is left out is counted, what is not finite is written."""
     order = values.nan_to_num(0.0).abs().argsort(descending=True, stable=True)[:most].flip(0).tolist()
     heights = [float(values[place]) for place in order]
+    missing = [place for place, height in enumerate(heights) if not math.isfinite(height)]
+    for place in missing:
+        ax.text(0, place, f" {heights[place]:g}", va="center", size=8, color=FAINT)
+        heights[place] = 0.0
     ax.barh(
         range(len(order)),
         heights,
         color=[FOR if height >= 0 else AGAINST for height in heights],
-        xerr=None if errors is None else [float(errors[place]) for place in order],
-        error_kw={"ecolor": FAINT, "elinewidth": 1},
         height=0.72,
     )
     ax.set_yticks(range(len(order)), [short(names[place]) for place in order])

@@ -52,12 +52,8 @@ class Exemplars(Explanation):
             object.__setattr__(self, "kind", tuple(self.kind))
             if len(self.kind) != self.values.shape[1]:
                 raise InputError(f"{len(self.kind)} kinds were given for {self.values.shape[1]} columns")
-        if (
-            self.examples is not None
-            and self.indices.numel()
-            and not self.indices.is_meta
-            and int(self.indices.max()) >= len(self.examples)
-        ):
+        known = self.examples is not None and self.indices.numel() > 0 and not self.indices.is_meta
+        if known and self.examples is not None and int(self.indices.max()) >= len(self.examples):
             raise InputError(f"example {int(self.indices.max())} was chosen; there are {len(self.examples)}")
 
     @property

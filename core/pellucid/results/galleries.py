@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -118,21 +119,24 @@ def exemplars(result: Exemplars, rows: Iterable[int] | None, k: int | None) -> d
 def concepts(result: Concepts, k: int) -> draw.Picture:
     """Bars for each row; below them pictures of the concepts."""
     scores = result.values.detach().cpu().float()
-    order = scores.nan_to_num(0.0).amax(dim=0).argsort(descending=True, stable=True)[: max(1, k)].tolist()
+    order = scores.nan_to_num(0.0).sum(dim=0).argsort(descending=True, stable=True)[: max(1, k)].tolist()
     lines = result.patches if result.patches is not None else ()
     across = max((min(6, len(patch)) for patch in lines), default=0)
     names = result.row_names()
     bars = min(len(result), 4)
+    if not bars:
+        return draw.panels(0, lambda ax, place: None)
     picture = draw.Picture(3.9 * bars + 1.1 * across + 0.4, max(2.6, 0.55 * len(order) + 1.0))
     spec = picture.add_gridspec(max(1, len(order)), bars + across, width_ratios=[3.4] * bars + [0.9] * across)
     for row in range(bars):
         ax = picture.add_subplot(spec[:, row])
         for height, concept in enumerate(order):
             sure = result.significant is None or bool(result.significant[row, concept])
-            spread = None if result.spread is None else float(result.spread[row, concept])
+            spread = None if result.spread is None else float(result.spread[row, concept].nan_to_num(0.0, 0.0))
+            score = float(scores[row, concept])
             ax.barh(
                 height,
-                float(scores[row, concept].nan_to_num(0.0)),
+                score if math.isfinite(score) else 0.0,
                 color=draw.SERIES[0],
                 alpha=1.0 if sure else 0.3,
                 xerr=spread,
@@ -173,14 +177,16 @@ def synthesis(result: Synthesis, examples: Iterable[int] | None) -> draw.Picture
         if made is not None:
             photo(ax, made[example], title, size=10)
         else:
-            flat = result.values[example].detach().cpu().float().reshape(-1)
-            ax.plot(flat.numpy(), color=draw.SERIES[0], linewidth=1.2)
+            flat = result.values[example].detach().cpu().double().reshape(-1)
+            ax.plot(draw.finite(flat.numpy()), color=draw.SERIES[0], linewidth=1.2)
             draw.tidy(ax, title)
         if result.trace is not None:
             ax = next(cells)
-            ax.plot(result.trace[example].detach().cpu().float().numpy(), color=draw.SERIES[0], linewidth=1.6)
+            ax.plot(
+                draw.finite(result.trace[example].detach().cpu().double().numpy()), color=draw.SERIES[0], linewidth=1.6
+            )
             ax.set_box_aspect(0.7)
-            draw.tidy(ax, x="step", y=result.objective if column == 0 else "")
+            draw.tidy(ax, x="step", y=draw.literal(result.objective) if column == 0 else "")
     if not shown:
         for row in axes:
             row[0].set_axis_off()

@@ -83,7 +83,7 @@ class TargetRecord:
         return replace(self, description=described, classes=self.classes[places.to(self.classes.device)])
 
     def __str__(self) -> str:
-        if self.classes is None:
+        if self.classes is None or not self.classes.numel() or self.classes.is_meta:
             return str(self.description)
         shown = self.classes.reshape(-1).tolist()
         listed = ", ".join(map(str, shown[:6])) + (", …" if len(shown) > 6 else "")

@@ -69,7 +69,9 @@ def attribution(
             ax.set_axis_off()
     note = draw.SCALE if bound is None else "attribution"
     picture.supxlabel(
-        f"{result.meta.technique}  ·  {note}" if result.meta.technique else note, fontsize=8, color=draw.FAINT
+        f"{draw.literal(result.meta.technique)}  ·  {note}" if result.meta.technique else note,
+        fontsize=8,
+        color=draw.FAINT,
     )
     return picture
 

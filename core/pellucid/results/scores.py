@@ -266,7 +266,8 @@ class Scores(Explanation):
         return values.nanmean(dim=1).tolist(), torch.where(whole, torch.nan, errors).tolist()
 
     def _shape(self) -> str:
-        return f"{len(self.explanations)} explanations x {len(self.metrics)} metrics x {len(self)} examples"
+        counts = {"explanation": len(self.explanations), "metric": len(self.metrics), "example": len(self)}
+        return " x ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
 
 
 def _loss(mean: float, better: Better) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -44,16 +45,16 @@ def _coefficients(result: Surrogate, table: Tensor, output: int | None) -> draw.
 
 def _agreement(result: Surrogate) -> draw.Picture:
     picture, ((ax,),) = draw.grid(1, 1, 4.2, 3.8)
-    mine = result.values.detach().cpu().double().flatten().numpy()
+    mine = draw.finite(result.values.detach().cpu().double().flatten().numpy())
     if result.outputs is None:
-        ax.hist(mine, bins=30, color=draw.SERIES[0])
-        draw.tidy(ax, result.description, x="surrogate's prediction", y="examples")
+        ax.hist(mine[np.isfinite(mine)], bins=30, color=draw.SERIES[0])
+        draw.tidy(ax, draw.literal(result.description), x="surrogate's prediction", y="examples")
         return picture
-    theirs = result.outputs.detach().cpu().double().flatten().numpy()
+    theirs = draw.finite(result.outputs.detach().cpu().double().flatten().numpy())
     ax.axline((0, 0), slope=1, color="#d0d7de", linewidth=1, zorder=1)
     ax.scatter(theirs, mine, s=14, color=draw.SERIES[0], alpha=0.6, linewidths=0)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    draw.tidy(ax, result.description, x="the model's output", y="the surrogate's")
+    draw.tidy(ax, draw.literal(result.description), x="the model's output", y="the surrogate's")
     return picture
 
 
@@ -102,7 +103,7 @@ def _layers(result: Surrogate) -> draw.Picture:
         )
     ax.set_xlim(-0.7, wide - 0.3)
     ax.set_ylim(-deep + 0.4, 0.6)
-    draw.plain(ax, result.description)
+    draw.plain(ax, draw.literal(result.description))
     return picture
 
 
@@ -110,7 +111,7 @@ def _caption(node: Node) -> str:
     told = [f"n = {node.size:g}"] if node.size else []
     if node.value is not None:
         told.append(f"{node.value:.3g}")
-    return "\n".join(filter(None, ("\n".join(textwrap.wrap(node.text, 18)), ", ".join(told))))
+    return "\n".join(filter(None, ("\n".join(textwrap.wrap(draw.literal(node.text), 18)), ", ".join(told))))
 
 
 def layout(nodes: tuple[Node, ...]) -> list[tuple[float, float]]:

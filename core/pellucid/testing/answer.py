@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 import pellucid
-from pellucid.adapter import Adapter
+from pellucid.api import adapt
 from pellucid.engine.passes import Engine
-from pellucid.protocol.leaves import tensors_of
 from pellucid.results import Attribution, Explanation, load
 from pellucid.testing.case import TARGETS, Case, require_same, rows_of, values_of
 from pellucid.testing.laws import ATTRIBUTING, BY_EXAMPLE, FAITHFUL, RECORDED, Group, require
@@ -53,20 +52,11 @@ def right_shape(case: Case) -> None:
     if result.over == "input":
         require(shape == tuple(inputs.shape), f"the values over the inputs {tuple(inputs.shape)} are {shape}")
     elif result.over not in NO_LAYER:
-        engine = Engine(Adapter(case.model()))
-        layer = case_layer(engine, case, result.over)
+        model = case.model()
+        layer = Engine(adapt(model)).find(case.drive(model, inputs).sample, result.over).layer
         allowed = [layer.shape, layer.grid, layer.shape[:1], layer.shape[-1:]]
         require(shape[1:] in allowed, f"the values over layer '{result.over}', {layer.shape}, are {shape[1:]}")
         require(result.meta.layer in (None, layer.name), f"meta names another layer, '{result.meta.layer}'")
-
-
-def case_layer(engine: Engine, case: Case, name: str) -> pellucid.Layer:
-    """A layer of the case's model by its name; fails with a `LayerError` where there is none."""
-    from pellucid.engine.inputs import make_sample
-
-    sample, _ = make_sample(engine, case.inputs(), 0, 0)
-    assert tensors_of(sample.inputs)
-    return engine.find(sample, name).layer
 
 
 @result_check("says where it comes from", kinds={"explainer"})

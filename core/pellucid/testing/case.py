@@ -141,13 +141,14 @@ class Case:
             raise error
         return outcome
 
-    def drive(self, model: nn.Module, inputs: Tensor, target: Any = TARGETS) -> Drove:
+    def drive(self, model: nn.Module, inputs: Tensor, target: Any = TARGETS, technique: Any = None) -> Drove:
         """Drives the technique by hand: the same passes, without the guard that hides what it does besides."""
         engine = Engine(adapt(model))
         target = list(target) if isinstance(target, tuple) else target
         sample, _ = make_sample(engine, inputs, target, self.seed)
         rounds: list[list[Look]] = []
-        drive = Drive(_watched(as_passes(self._passes("", self.technique, sample)), rounds), uses_of(self.technique))
+        technique = self.technique if technique is None else technique
+        drive = Drive(_watched(as_passes(self._passes("", technique, sample)), rounds), uses_of(technique))
         outcome = Planner(engine).run({"it": drive})
         for error in outcome.errors.values():
             raise error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -108,9 +107,8 @@ def bad_layer(case: Case) -> None:
 def _refused(case: Case, expected: type[PellucidError], *, what: str, **given: Any) -> None:
     model = lived_in(case.model())
     before = State.of(model)
-    run: Callable[[], Any] = lambda: case.run(model, **given)  # noqa: E731
     try:
-        run()
+        case.run(model, **given)
     except expected as error:
         require(len(str(error)) > 20, f"{what}: the message '{error}' does not say what was expected")
     except Exception as error:

@@ -34,7 +34,8 @@ class SmallNet(nn.Module):
         """Logits (B, 4) of images (B, 3, 16, 16)."""
         maps = self.pool(self.relu1(self.bn1(self.conv1(images))))
         maps = self.relu2(self.bn2(self.conv2(maps)) + maps)
-        return self.head(self.dropout(maps.mean(dim=(2, 3))))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.dropout(maps.mean(dim=(2, 3))))
+        return logits
 
 
 class FunctionalNet(SmallNet):
@@ -54,7 +55,8 @@ class ReusedNet(SmallNet):
         """Logits (B, 4) of images (B, 3, 16, 16)."""
         maps = self.pool(self.relu1(self.bn1(self.conv1(images))))
         maps = self.relu1(self.bn2(self.conv2(maps)) + maps)
-        return self.head(self.dropout(maps.mean(dim=(2, 3))))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.dropout(maps.mean(dim=(2, 3))))
+        return logits
 
 
 class InPlaceNet(SmallNet):
@@ -65,7 +67,8 @@ class InPlaceNet(SmallNet):
         maps = self.pool(self.bn1(self.conv1(images)).relu_())
         total = self.bn2(self.conv2(maps))
         total += maps
-        return self.head(self.dropout(F.relu(total, inplace=True).mean(dim=(2, 3))))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.dropout(F.relu(total, inplace=True).mean(dim=(2, 3))))
+        return logits
 
 
 STYLES: tuple[type[SmallNet], ...] = (SmallNet, FunctionalNet, ReusedNet, InPlaceNet)
@@ -82,7 +85,8 @@ class SmallTable(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Logits (B, 4) of rows (B, 10)."""
-        return self.head(self.dropout(torch.tanh(self.hidden(rows))))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.dropout(torch.tanh(self.hidden(rows))))
+        return logits
 
 
 class Smooth(nn.Module):
@@ -95,7 +99,8 @@ class Smooth(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, 4)."""
-        return self.head(self.inner(inputs.flatten(1)) ** 2)  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.inner(inputs.flatten(1)) ** 2)
+        return logits
 
 
 class BiasFree(nn.Module):
@@ -108,7 +113,8 @@ class BiasFree(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (B, 4)."""
-        return self.head(torch.relu(self.inner(inputs.flatten(1))))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(torch.relu(self.inner(inputs.flatten(1))))
+        return logits
 
 
 class Mirrored(nn.Module):
@@ -120,7 +126,8 @@ class Mirrored(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The sum of the model's logits for both."""
-        return self.model(inputs) + self.model(inputs.flip(-1))  # type: ignore[no-any-return]
+        logits: Tensor = self.model(inputs) + self.model(inputs.flip(-1))
+        return logits
 
 
 class HalfBlind(nn.Module):
@@ -133,7 +140,8 @@ class HalfBlind(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The model's logits for what is seen."""
         seen = torch.arange(inputs.shape[-1], device=inputs.device) < inputs.shape[-1] // 2
-        return self.model(inputs * seen)  # type: ignore[no-any-return]
+        logits: Tensor = self.model(inputs * seen)
+        return logits
 
 
 class Saturated(nn.Module):

@@ -129,10 +129,9 @@ def shared_passes(case: Case) -> None:
 def given_layer(case: Case) -> None:
     """It looks there and nowhere else, and its result says so."""
     for layer, grid in (("relu1", (16, 16)), ("relu2", (8, 8))):
-        case.technique  # noqa: B018 - the instance is made before it is exchanged
-        case.__dict__["technique"] = case.subject.varied(case.technique, layer=layer)
+        technique = case.subject.varied(case.technique, layer=layer)
         try:
-            drove = case.drive(*_ready(case))
+            drove = case.drive(*_ready(case), technique=technique)
         except Unsuitable:
             continue
         looked = {name for looks in drove.rounds for look in looks for name in (*look.activations, *look.gradients)}

@@ -44,7 +44,8 @@ def right_class(case: Case) -> None:
     if case.subject.record is not None:
         require(case.subject.record.load() is cls, f"{case.subject.record.target} loads another class")
     require(issubclass(cls, KINDS[kind]), f"{cls.__name__} is no {KINDS[kind].__name__}")
-    frozen = dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    made = getattr(cls, "__dataclass_params__", None)
+    frozen = made is not None and made.frozen
     require(frozen, f"{cls.__name__} is no frozen dataclass; write @dataclass(frozen=True, eq=False) above it")
 
 

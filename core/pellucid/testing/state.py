@@ -89,7 +89,12 @@ def require_untouched(before: State, model: nn.Module, when: str = "") -> None:
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Undoes what a bad technique did to the process, so that the next check starts clean."""
+    """Undoes what a bad technique did to the process, so that the next check starts clean.
+
+    One thread: the networks are too small for more, which would spend their time waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     hooks = {name: dict(getattr(modules, name)) for name in _GLOBAL_HOOKS}
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
@@ -97,6 +102,7 @@ def isolated() -> Iterator[None]:
         with warnings.catch_warnings():
             yield
     finally:
+        torch.set_num_threads(threads)
         for name, entries in hooks.items():
             kept = getattr(modules, name)
             kept.clear()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pellucid.errors import ParameterError
+from pellucid.errors import ParameterError, Unavailable
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.registry import Technique, registry
 from pellucid.registry.lookup import technique as named
@@ -112,6 +112,9 @@ def subject_of(given: Any) -> Subject:
     if isinstance(given, str):
         given = named(given)
     if isinstance(given, Technique):
+        if not given.available:
+            missing = ", ".join(given.missing)
+            raise Unavailable(f"technique {given.name!r} needs {missing}, which is not installed. Try: {given.hint}")
         cls = given.load()
         return Subject(registry().name_of(given), given.kind, cls, given, _test_instances(cls))
     if inspect.isclass(given):

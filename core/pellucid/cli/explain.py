@@ -1,0 +1,107 @@
+"""`pellucid explain IMAGE...`: what a model sees in images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders, patterns, or references such as demo:cat"
+    )
+    parser.add_argument("--model", default="demo:efficientnet_lite0", metavar="REF", help="such as torchvision:resnet50")
+    parser.add_argument("--technique", default="grad_cam", metavar="NAMES", help="names, with commas between")
+    parser.add_argument("--target", metavar="CLASS", help="an index or a name; by default the predicted class")
+    parser.add_argument("--layer", metavar="NAME", help="for the techniques that look at a layer")
+    parser.add_argument("--out", type=Path, default=Path("explanations"), metavar="DIR", help="where results go")
+    parser.add_argument("--report", action="store_true", help="write a page with everything, too")
+    parser.add_argument("--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed")
+    parser.add_argument("--seed", type=int, default=0, help="what every random draw depends on")
+    parser.add_argument("--trust", action="store_true", help="read weights that need unpickling, which can run any code")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain what a model says of images: a picture and a safetensors file for each technique; 1 if one fails."""
+    from pellucid.cli.tables import show, summary, tell_problems
+    from pellucid.pipeline import Pipeline
+
+    result = Pipeline(description(options)).run(options.out, trust=options.trust)
+    tell_problems(result)
+    pictures = _draw(result.explanations, options.out)
+    if options.json:
+        print(json.dumps(summary(result) | {"pictures": [str(path) for path in pictures]}, indent=2, default=str))
+    else:
+        show(result)
+        for path in [*pictures, *filter(None, [result.report])]:
+            print(path)
+    return 0 if result.ok else 1
+
+
+def description(options: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline that the arguments mean.
+
+    Raises:
+        ParameterError: when there is no technique, or a layer for techniques that all have none.
+        UnknownTechnique, Unavailable: as `pellucid.technique`.
+    """
+    from pellucid.errors import ParameterError
+    from pellucid.registry.lookup import technique
+
+    names = list(dict.fromkeys(name.strip() for name in options.technique.split(",") if name.strip()))
+    if not names:
+        raise ParameterError("--technique names no technique; expected names such as grad_cam,saliency")
+    steps: dict[str, dict[str, Any]] = {}
+    for name in names:
+        record = technique(name)
+        if record.kind != "explainer":
+            raise ParameterError(f"'{name}' is a {record.kind}; `pellucid list --kind explainer` shows what explains")
+        steps[record.name] = {"use": name}
+        if options.layer is not None and "layer" in [parameter.name for parameter in record.parameters()]:
+            steps[record.name]["layer"] = options.layer
+    if options.layer is not None and not any("layer" in step for step in steps.values()):
+        raise ParameterError(f"--layer: none of {', '.join(names)} looks at a layer")
+    return {
+        "model": options.model,
+        "data": {"images": [_absolute(image) for image in options.images]},
+        "target": _target(options.target),
+        "seed": options.seed,
+        "optimize": options.optimize,
+        "report": options.report,
+        "steps": steps,
+    }
+
+
+def _absolute(image: str) -> str:
+    from pellucid.data.references import looks_like_reference
+
+    return image if looks_like_reference(image) else str(Path(image).expanduser())
+
+
+def _target(text: str | None) -> int | str | None:
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _draw(explanations: dict[str, Any], folder: Path) -> list[Path]:
+    """Draws each explanation of all images to one picture."""
+    from pellucid.errors import SavedFileError
+    from pellucid.results import draw
+
+    paths = []
+    for name, one in explanations.items():
+        path = folder / f"{name}.png"
+        try:
+            path.write_bytes(draw.png(one.plot(examples=range(len(one))), 160))
+        except OSError as error:
+            raise SavedFileError(f"cannot write '{path}': {error.strerror or error}") from error
+        paths.append(path)
+    return paths

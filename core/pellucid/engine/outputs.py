@@ -1,0 +1,118 @@
+"""What a model or a layer returned, in whatever form: its tensors, cut to rows and put together again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.protocol.leaves import Leaves
+
+
+def _parts(value: Any) -> dict[Any, Any] | None:
+    """The parts of a tuple, list, mapping or dataclass, or None of anything else."""
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
+    if isinstance(value, (dict, Leaves)):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def _with_parts(value: Any, parts: dict[Any, Any]) -> Any:
+    """The same form with other parts."""
+    if isinstance(value, Leaves):
+        return Leaves(parts)
+    if isinstance(value, (tuple, list)):
+        return type(value)(*parts.values()) if hasattr(value, "_fields") else type(value)(parts.values())
+    made = copy.copy(value)
+    for key, part in parts.items():
+        # The outputs of some libraries are mappings that forbid `update`, and frozen dataclasses forbid `setattr`.
+        if isinstance(made, dict):
+            made[key] = part
+        else:
+            object.__setattr__(made, key, part)
+    return made
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    for part in (_parts(value) or {}).values():
+        yield from tensors_in(part)
+
+
+def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Applies a function to every tensor; all else stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    parts = _parts(value)
+    return value if parts is None else _with_parts(value, {key: mapped(function, part) for key, part in parts.items()})
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor that stands for an output: itself, or the first of its parts."""
+    return next(tensors_in(value), None)
+
+
+def with_first(value: Any, first: Tensor, tensor: Tensor) -> Any:
+    """The same output with its first tensor exchanged, wherever it occurs."""
+    return mapped(lambda part: tensor if part is first else part, value)
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == rows
+
+
+def _one_each(value: Any, rows: int) -> bool:
+    """Whether an output is a list with an entry for each row, as of a detection model, not of parts with all rows."""
+    if not isinstance(value, list) or len(value) != rows:
+        return False
+    return all(isinstance(part, dict) for part in value) or not all(_has_rows(part, rows) for part in tensors_in(value))
+
+
+def cut(value: Any, start: int, stop: int, rows: int) -> Any:
+    """The part of what a model returned for `rows` rows that belongs to some of them."""
+    if start == 0 and stop == rows:
+        return value
+    if _one_each(value, rows):
+        return value[start:stop]
+    return mapped(lambda tensor: tensor[start:stop] if _has_rows(tensor, rows) else tensor, value)
+
+
+def by_draw(value: Any, draws: int, rows: int) -> Any:
+    """Gives what was returned for `rows` rows, draw by draw, the derived axis first."""
+    count = rows // draws
+    if _one_each(value, rows):
+        return [value[start : start + count] for start in range(0, rows, count)]
+
+    def unfolded(tensor: Tensor) -> Tensor:
+        return tensor.reshape(draws, count, *tensor.shape[1:]) if _has_rows(tensor, rows) else tensor
+
+    return mapped(unfolded, value)
+
+
+def joined(values: Sequence[Any], rows: Sequence[int]) -> Any:
+    """Puts together what a model returned for some rows and for the next; what has no rows is taken from the first."""
+    if len(values) == 1:
+        return values[0]
+    if all(map(_one_each, values, rows)):
+        return [entry for value in values for entry in value]
+    return _joined_parts(values, rows)
+
+
+def _joined_parts(values: Sequence[Any], rows: Sequence[int]) -> Any:
+    first = values[0]
+    if all(map(_has_rows, values, rows)):
+        return torch.cat(list(values))
+    parts = [_parts(value) or {} for value in values]
+    if not parts[0]:
+        return first
+    keys = [key for key in parts[0] if all(key in other for other in parts)]
+    return _with_parts(first, {key: _joined_parts([other[key] for other in parts], rows) for key in keys})

@@ -1,0 +1,99 @@
+"""Optimisation: what may be folded, what may not, and what the results say of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import pellucid
+from pellucid import LayerError, create
+
+
+def near(one, two, tolerance=1e-4):
+    torch.testing.assert_close(one, two, rtol=0, atol=tolerance * float(two.abs().max()))
+
+
+def block(inputs: int, outputs: int, groups: int = 1) -> nn.Sequential:
+    norm = nn.BatchNorm2d(outputs)
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    nn.init.normal_(norm.weight)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, groups=groups), norm, nn.ReLU())
+
+
+class Blocks(nn.Module):
+    """Some blocks that can be folded, and three that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.grouped = block(3, 8), block(8, 8, groups=4)
+        self.twice, self.branch, self.late = block(8, 8), block(8, 8), block(8, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.grouped(self.plain(x))
+        x = self.twice(self.twice(x))  # runs twice
+        y = self.branch[0](x)
+        x = self.branch[1](y) + y  # the convolution's result is used twice
+        x = self.late[1](torch.relu(self.late[0](x)))  # not one after the other
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.fixture
+def blocks():
+    torch.manual_seed(0)
+    return Blocks().train()
+
+
+TECHNIQUES = {
+    "saliency": "saliency",
+    "cam": create("grad_cam", layer="grouped"),
+    "ig": create("integrated_gradients", n_steps=4),
+}
+
+
+def test_results_change_by_rounding_only_and_say_so(blocks, images):
+    before = {name: value.clone() for name, value in blocks.state_dict().items()}
+    plain = pellucid.explain(blocks, images(), TECHNIQUES, 1)
+    fast = pellucid.explain(pellucid.adapt(blocks, optimize=True), images(), TECHNIQUES, 1)
+    for name in TECHNIQUES:
+        near(fast[name].values, plain[name].values)
+        assert "optimised outputs" not in {check.name for check in plain[name].checks}
+        (check,) = [check for check in fast[name].checks if check.name == "optimised outputs"]
+        assert check.passed
+        assert "2 BatchNorms folded" in check.note
+    assert blocks.training
+    assert all(value.equal(before[name]) for name, value in blocks.state_dict().items())
+
+
+def test_a_layer_that_is_asked_is_left_as_it_is(blocks, images):
+    technique = create("grad_cam", layer="plain.0")
+    plain = pellucid.explain(blocks, images(), technique, 1)
+    fast = pellucid.explain(pellucid.adapt(blocks, optimize=True), images(), technique, 1)
+    near(fast.values, plain.values)
+    (check,) = [check for check in fast.checks if check.name == "optimised outputs"]
+    assert "1 BatchNorms folded" in check.note
+
+
+def test_a_folded_layer_of_a_target_is_refused(blocks, images):
+    adapter = pellucid.adapt(blocks, optimize=True)
+    with pytest.raises(LayerError, match="folded into its BatchNorm by optimize=True"):
+        pellucid.explain(adapter, images(), "saliency", pellucid.Unit("plain.0", 1))
+
+
+def test_changed_weights_are_noticed(blocks, images):
+    adapter = pellucid.adapt(blocks, optimize=True)
+    pellucid.explain(adapter, images(), "saliency", 1)
+    with torch.no_grad():
+        blocks.plain[0].weight.mul_(2)
+    near(
+        pellucid.explain(adapter, images(), "saliency", 1).values,
+        pellucid.explain(blocks, images(), "saliency", 1).values,
+    )
+
+
+def test_a_model_without_convolutions(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval()
+    fast = pellucid.explain(pellucid.adapt(model, optimize=True), images(), "saliency", 1)
+    near(fast.values, pellucid.explain(model, images(), "saliency", 1).values)
