@@ -33,7 +33,7 @@ TIMM = [
 
 
 def randomised(build: Any, seed: int) -> nn.Module:
-    """A model with random weights, also where a builder starts with zeros, as in a head whose every gradient is then 0."""
+    """A model with random weights, also where a builder starts with zeros, as in a head without gradients."""
     torch.manual_seed(seed)
     model: nn.Module = build()
     with torch.no_grad():
@@ -51,7 +51,10 @@ def torchvision_models() -> dict[str, tuple[Any, int]]:
     for name in torchvision.models.list_models(module=torchvision.models):
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         size = 299 if name == "inception_v3" else 256 if name.startswith("swin_v2") else 224
-        made[name] = (lambda name=name, options=options: torchvision.models.get_model(name, weights=None, **options), size)
+        made[name] = (
+            lambda name=name, options=options: torchvision.models.get_model(name, weights=None, **options),
+            size,
+        )
     return made
 
 

@@ -234,7 +234,8 @@ def _many_passes(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, fewer masks; nothing is saved")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds; a third of them for many passes")
+    parser.add_argument("--quick", action="store_true", help="fewer masks; nothing is saved")
     parser.add_argument("--only", default="", help="only rows whose name contains this")
     parser.add_argument("--no-peers", action="store_true", help="only the limit and ours; nothing is saved")
     options = parser.parse_args()
@@ -247,7 +248,7 @@ def main() -> None:
                 n: c for n, c in case.contenders.items() if not options.no_peers or n.startswith(("limit", "pellucid"))
             }
             heavy = any(word in case.name for word in ("rise", "occlusion", "score_cam", "integrated", "smoothgrad"))
-            repeats = (2 if heavy else 5) if options.quick else (5 if heavy else 15)
+            repeats = max(2, options.rounds // 3) if heavy else options.rounds
             row = {"name": case.name, "aim": case.aim, **measure.ratios(contenders, "limit", repeats)}
             rows.append(row)
             print(case.name, row["ratio"], row["seconds"], flush=True)

@@ -1,7 +1,7 @@
 """Writes the README's tables from what the benchmarks measured and the registry lists.
 
-`python -m benchmarks.tables` rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->`; with `--check` it only
-says whether the README is up to date.
+`python -m benchmarks.tables` rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->`; with `--check` it
+only says whether the README is up to date.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def layers() -> str:
     good = [row for row in rows if row["finite"] and row["varies"]]
     theirs = [row for row in rows if not row["name"].startswith("timm:")]
     return (
-        f"`grad_cam` with `layer=\"auto\"` and no other setting: {len(good)} of {len(rows)} architectures give a finite map "
-        f"that varies ({len(theirs)} classifiers of torchvision, {len(rows) - len(theirs)} models of timm)."
+        f'`grad_cam` with `layer="auto"` and no other setting: {len(good)} of {len(rows)} architectures give a '
+        f"finite map that varies ({len(theirs)} classifiers of torchvision, {len(rows) - len(theirs)} models of timm)."
     )
 
 

@@ -17,6 +17,7 @@ from pellucid.engine.run import Run, check_inputs_given, check_suits
 from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.protocol.leaves import tensors_of
+from pellucid.protocol.target import PREDICTED
 from pellucid.registry import Technique, registry
 from pellucid.registry.lookup import create, techniques
 from pellucid.results import Explanation
@@ -287,9 +288,13 @@ def _explanations(given: Any) -> dict[str, Explanation]:
 
 
 def _common_target(given: Mapping[str, Explanation]) -> Any:
-    """The classes that all explanations were made for."""
-    classes = {name: one.target.classes for name, one in given.items()}
-    known = next(iter(classes.values()))
+    """The classes that all explanations were made for; None where they are the predicted ones."""
+    # What never looked at the model, such as a control, did not learn which class was predicted.
+    looked = {
+        n: one for n, one in given.items() if one.target.classes is not None or one.target.description != PREDICTED
+    }
+    classes = {name: one.target.classes for name, one in looked.items()}
+    known = next(iter(classes.values()), None)
     for name, one in classes.items():
         if one is None or known is None:
             raise TargetError(f"explanation '{name}' is for {given[name].target}, no class; give evaluate(target=...)")

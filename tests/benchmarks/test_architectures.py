@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks.layers import randomised, row, timm_models, torchvision_models
 
 import pellucid
-from benchmarks.layers import randomised, row, timm_models, torchvision_models
 
 # The grid that a reader of the papers would name, at the size that the weights were trained with.
 TORCHVISION = {

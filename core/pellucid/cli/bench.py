@@ -13,12 +13,18 @@ from typing import Any
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("model", nargs="?", default="demo:efficientnet_lite0", metavar="MODEL", help="a model reference")
-    parser.add_argument("--technique", default="saliency,grad_cam,integrated_gradients", help="names, with commas between")
+    parser.add_argument(
+        "model", nargs="?", default="demo:efficientnet_lite0", metavar="MODEL", help="a model reference"
+    )
+    parser.add_argument(
+        "--technique", default="saliency,grad_cam,integrated_gradients", help="names, with commas between"
+    )
     parser.add_argument("--size", type=int, default=224, help="height and width of the inputs (default 224)")
     parser.add_argument("--examples", type=int, default=1, help="how many inputs (default 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds; the median counts (default 5)")
-    parser.add_argument("--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed")
+    parser.add_argument(
+        "--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -16,16 +16,23 @@ SHOWN_LAYERS = 24
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a model to examine, such as torchvision:resnet50")
-    parser.add_argument("--shape", metavar="N,N,...", help="the shape of one input, where it cannot be found out: 3,64,64")
+    parser.add_argument(
+        "--shape", metavar="N,N,...", help="the shape of one input, where it cannot be found out: 3,64,64"
+    )
     parser.add_argument("--layers", action="store_true", help="list all layers, not only the outer ones")
-    parser.add_argument("--trust", action="store_true", help="read weights that need unpickling, which can run any code")
+    parser.add_argument(
+        "--trust", action="store_true", help="read weights that need unpickling, which can run any code"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tell what works here and what is wrong: versions, plugins, extras; with a model its layers, which techniques work
-    on it and why others do not, and how long its passes take. Exits with 1 if a plugin has a problem."""
-    from pellucid.cli.checkup import environment, examine, missing_extras
+    """Tell what works here and what is wrong: versions, plugins, extras.
+
+    With a model also its layers, which techniques work on it and why others do not, and how long its passes take.
+    Exits with 1 if a plugin has a problem.
+    """
+    from pellucid.cli._checkup import environment, examine, missing_extras
     from pellucid.errors import ParameterError
 
     shape: tuple[int, ...] | None = None
@@ -84,7 +91,9 @@ def _print_model(model: dict[str, Any], *, everything: bool) -> None:
         print(f"  note       {note}")
     if model["layers"]:
         layers = [layer for layer in model["layers"] if everything or layer["outer"] or layer["auto"]]
-        shown = layers if everything else [*layers[:SHOWN_LAYERS], *(one for one in layers[SHOWN_LAYERS:] if one["auto"])]
+        shown = (
+            layers if everything else [*layers[:SHOWN_LAYERS], *(one for one in layers[SHOWN_LAYERS:] if one["auto"])]
+        )
         rows = [
             (f"  {'>' if one['auto'] else ' '} {one['name']}", " x ".join(map(str, one["shape"])), one["layout"] or "-")
             for one in shown

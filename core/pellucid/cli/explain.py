@@ -13,21 +13,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders, patterns, or references such as demo:cat"
     )
-    parser.add_argument("--model", default="demo:efficientnet_lite0", metavar="REF", help="such as torchvision:resnet50")
+    parser.add_argument(
+        "--model", default="demo:efficientnet_lite0", metavar="REF", help="such as torchvision:resnet50"
+    )
     parser.add_argument("--technique", default="grad_cam", metavar="NAMES", help="names, with commas between")
     parser.add_argument("--target", metavar="CLASS", help="an index or a name; by default the predicted class")
     parser.add_argument("--layer", metavar="NAME", help="for the techniques that look at a layer")
     parser.add_argument("--out", type=Path, default=Path("explanations"), metavar="DIR", help="where results go")
     parser.add_argument("--report", action="store_true", help="write a page with everything, too")
-    parser.add_argument("--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed")
+    parser.add_argument(
+        "--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed"
+    )
     parser.add_argument("--seed", type=int, default=0, help="what every random draw depends on")
-    parser.add_argument("--trust", action="store_true", help="read weights that need unpickling, which can run any code")
+    parser.add_argument(
+        "--trust", action="store_true", help="read weights that need unpickling, which can run any code"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain what a model says of images: a picture and a safetensors file for each technique; 1 if one fails."""
-    from pellucid.cli.tables import show, summary, tell_problems
+    from pellucid.cli._tables import show, summary, tell_problems
     from pellucid.pipeline import Pipeline
 
     result = Pipeline(description(options)).run(options.out, trust=options.trust)

@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("pipeline", type=Path, metavar="PIPELINE.yaml", help="the file that describes the steps")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go, by default a folder named as the file")
-    parser.add_argument("--trust", action="store_true", help="read weights that need unpickling, which can run any code")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go, by default a folder named as the file"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="read weights that need unpickling, which can run any code"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -30,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
 def execute(pipeline: Pipeline, out: Path, *, as_json: bool, trust: bool = False) -> int:
     """Runs a pipeline with bars on a terminal, prints what it gave, and returns the exit code."""
-    from pellucid.cli.tables import show, summary, tell_problems
+    from pellucid.cli._tables import show, summary, tell_problems
 
     result = pipeline.run(out, trust=trust)
     tell_problems(result)

@@ -122,6 +122,10 @@ def check_classes(classes: Tensor, logits: Tensor) -> None:
         raise TargetError(f"target {int(wrong[0])} is out of range; the model has {count} classes, 0 to {count - 1}")
 
 
+PREDICTED = "predicted"
+"""How a target describes itself whose class is the predicted one of each example."""
+
+
 @dataclass(frozen=True, eq=False)
 class ClassLogit(Target):
     """The score of one class, before the softmax.
@@ -179,7 +183,7 @@ class ClassLogit(Target):
     def describe(self) -> Any:
         """The class, or the list of classes."""
         if self.classes is None:
-            return "predicted"
+            return PREDICTED
         return self.classes.tolist() if isinstance(self.classes, Tensor) else self.classes
 
 

@@ -186,11 +186,11 @@ def charts(scores: Scores, lines: tuple[Line, ...]) -> list[Chart]:
 
 
 def _chart(metric: str, curves: Curves, lines: list[Line]) -> Chart:
-    xs = curves.x.double().tolist()
+    xs: list[float] = curves.x.double().tolist()
     known = [float(value) for mean in curves.mean.values() for value in mean if math.isfinite(value)]
     y_ticks = _round_numbers(min(known, default=0.0), max(known, default=1.0))
     x_ticks = _round_numbers(min(xs), max(xs))
-    x_low, x_span = min(xs), (max(xs) - min(xs)) or 1.0
+    x_low, x_span = float(min(xs)), float(max(xs) - min(xs)) or 1.0
     y_low, y_span = min(y_ticks), (max(y_ticks) - min(y_ticks)) or 1.0
 
     def across(value: float) -> float:

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import re
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +19,10 @@ from pellucid.data.references import load_model
 from pellucid.engine.batching import rows_at_once
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
+from pellucid.engine.outputs import first_tensor
 from pellucid.engine.passes import Engine
 from pellucid.engine.run import Run, check_suits
-from pellucid.errors import InputError, LayerError, PellucidError
+from pellucid.errors import InputError, ModelError, PellucidError
 from pellucid.protocol.explainer import Explainer, Passes
 from pellucid.protocol.look import Look
 from pellucid.protocol.sample import Sample
@@ -111,7 +112,96 @@ def _input(adapter: Adapter, shape: tuple[int, ...] | None) -> Tensor:
     return (adapter.transform or default_transform())(Image.fromarray(noise)).unsqueeze(0)
 
 
-@dataclass_explainer
+def _raw(adapter: Adapter, one: Tensor) -> Tensor:
+    """The model's scores at one input."""
+    with guarded(adapter.module, 0), torch.no_grad():
+        engine = Engine(adapter)
+        sample, _ = make_sample(engine, one, None, 0)
+        args, kwargs = sample.frame.build(sample.inputs, sample.frame.extras)
+        return adapter.logits(adapter.module(*args, **kwargs))
+
+
+def _layers(adapter: Adapter, one: Tensor) -> tuple[list[dict[str, Any]], str | None, str, int]:
+    """The model's layers, the one that "auto" means or why there is none, and the bytes of all outputs together."""
+    if "activations" not in adapter.offers:
+        return [], None, f"{adapter.name} offers no activations", 0
+    with guarded(adapter.module, 0):
+        engine = Engine(adapter)
+        sample, _ = make_sample(engine, one, None, 0)
+        trace = engine.trace(sample.frame, sample.inputs, sample.frame.extras)
+    auto = None if isinstance(trace.auto, str) else trace.auto.layer.name
+    layers = [
+        {
+            "name": name,
+            "shape": list(place.layer.shape),
+            "layout": place.layer.layout,
+            "auto": name == auto,
+            "outer": place.module is not None and "." not in name and name != "",
+        }
+        for name, place in trace.places.items()
+        # A module that runs once is listed by its name alone, not by its only call too.
+        if not (name.endswith(":0") and name[:-2] in trace.places)
+    ]
+    return layers, auto, trace.auto if isinstance(trace.auto, str) else "", trace.bytes
+
+
+def _batch_sizes(adapter: Adapter, one: Tensor, held: int) -> dict[str, int]:
+    """How many rows "auto" takes at once."""
+    device = Engine(adapter).device
+    per_row = held or 50 * one.numel() * one.element_size()
+    kinds = {"forward": False} | ({"gradient": True} if "gradients" in adapter.offers else {})
+    return {
+        name: rows_at_once("auto", bytes_per_row=per_row, numel=one.numel(), gradients=gradients, device=device)
+        for name, gradients in kinds.items()
+    }
+
+
+def _seconds(adapter: Adapter, one: Tensor, name: str, size: int) -> float:
+    """The seconds that an example takes in a full batch, the best of three after one to warm up."""
+    rows = one.expand(size, *one.shape[1:])
+    best = float("inf")
+    for round_ in range(4):
+        started = time.perf_counter()
+        Run(adapter, {name: _Looks(name == "gradient")}, rows, target=_first_score, batch_size=size).start()
+        if round_:
+            best = min(best, (time.perf_counter() - started) / size)
+    return best
+
+
+def _first_score(raw: Any) -> Tensor:
+    tensor = first_tensor(raw)
+    if tensor is None:
+        raise ModelError("the model returns no tensor, so that nothing can be timed")
+    return tensor.flatten(1)[:, 0]
+
+
+def _trial(adapter: Adapter, one: Tensor, record: Technique) -> dict[str, Any]:
+    """Whether a technique works on the model, as a few rows of it tell; projectors need no model."""
+    told: dict[str, Any] = {"name": record.name, "kind": record.kind, "works": True, "why": ""}
+    try:
+        technique = record.create()
+        check_suits(adapter, technique)
+        if record.kind == "explainer":
+            explain(adapter, one, technique, progress=_enough)
+        elif record.kind == "evaluator":
+            evaluate(adapter, one, explain(adapter, one, "random"), technique, controls=False, progress=_enough)
+    except _Enough:
+        pass  # it got through the model often enough: that is what the trial is for
+    except PellucidError as error:
+        told |= {"works": False, "why": str(error)}
+    return told
+
+
+class _Enough(BaseException):
+    """Ends a trial; no exception of the model's, which the engine would take for a failure."""
+
+
+def _enough(done: int, known: int) -> None:
+    if done >= ROWS_OF_A_TRIAL:
+        raise _Enough
+
+
+@dataclass(frozen=True, eq=False)
 class _Looks(Explainer):
     """Looks at the inputs for outputs, or for the gradient by them, and returns the raw outputs."""
 
