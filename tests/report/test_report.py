@@ -1,0 +1,170 @@
+"""The report: one file that needs no other, with everything in it and nothing of it taken for markup."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pellucid
+from pellucid import SavedFileError
+from pellucid.report import write_report
+
+HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and its text outside of style and script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.said: list[str] = []
+        self.within = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("style", "script"):
+            self.within = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.within:
+            self.within = ""
+
+    def handle_data(self, data):
+        if not self.within:
+            self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.said).split())
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Results of a small network on two small pictures, with scores."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    ).eval()
+    adapter = pellucid.adapt(model)
+    inputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    techniques = [pellucid.create("grad_cam", layer="0"), pellucid.create("integrated_gradients", n_steps=4)]
+    results = pellucid.explain(adapter, inputs, techniques, seed=3)
+    flip = pellucid.create("pixel_flipping", regions=4)
+    scores = pellucid.evaluate(adapter, inputs, results, flip, controls=("random", "constant"))
+    with torch.no_grad():
+        predictions = model(inputs).double().softmax(1)
+    photos = (inputs.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    return adapter, results, scores, predictions, photos
+
+
+@pytest.fixture(scope="module")
+def page(made, tmp_path_factory):
+    adapter, results, scores, predictions, photos = made
+    path = write_report(
+        tmp_path_factory.mktemp("report") / "report.html",
+        results=results,
+        scores=scores,
+        photos=photos,
+        names=["a photo", HOSTILE],
+        adapter=adapter,
+        predictions=predictions,
+        seconds=1.5,
+        title=f"Title {HOSTILE}",
+        notes=[f"Note {HOSTILE}"],
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_needs_nothing_else(page):
+    for tag, attributes in Page(page).tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+        for name in ("src", "href", "srcset", "data", "action"):
+            if attributes.get(name):
+                assert attributes[name].startswith(("data:image/", "#")), (tag, name, attributes[name][:60])
+    assert not re.search(r"https?://", page.replace("http://www.w3.org/2000/svg", ""))
+    assert "@import" not in page
+    assert not re.search(r"url\(\s*['\"]?(?!data:|#)", page)
+
+
+def test_a_hostile_name_stays_text(page):
+    read = Page(page)
+    assert len([tag for tag, _ in read.tags if tag == "script"]) == 1
+    assert not any("onerror" in attributes for _, attributes in read.tags)
+    assert "alert('x')" not in re.sub(r"&[#\w]+;", "", page)
+    assert f"Title {HOSTILE}" in read.text
+    assert f"Note {HOSTILE}" in read.text
+
+
+def test_a_hostile_class_and_step_stay_text(made, tmp_path):
+    adapter, results, _, predictions, photos = made
+    adapter = pellucid.adapt(adapter.module)
+    adapter.categories = [HOSTILE] * 4
+    path = write_report(
+        tmp_path / "report.html",
+        results={HOSTILE: results["grad_cam"]},
+        photos=photos,
+        adapter=adapter,
+        predictions=predictions,
+    )
+    read = Page(path.read_text(encoding="utf-8"))
+    assert len([tag for tag, _ in read.tags if tag == "script"]) == 1
+    assert not any("onerror" in attributes for _, attributes in read.tags)
+    assert HOSTILE in read.text
+
+
+def test_techniques_scores_certificates_and_provenance_are_on_it(made, page):
+    _, results, scores, predictions, _ = made
+    text = Page(page).text
+    for words in ("grad cam", "integrated gradients", "pixel flipping", "random", "constant", "Controls"):
+        assert words in text
+    for rank in scores.ranking()["pixel_flipping"]:
+        shown = {f"{rank.mean:.{digits}f}".replace("-", "−") for digits in range(2, 7)}
+        assert any(one in text for one in shown), rank
+    for check in results["integrated_gradients"].checks:
+        assert check.name.replace("_", " ") in text
+    meta = results["grad_cam"].meta
+    for known in (meta.model_hash, meta.input_hash, meta.pellucid_version, meta.torch_version):
+        assert known and known[:8] in text
+    assert "n_steps" in text
+    for probability in predictions[0].tolist():
+        assert f"{100 * probability:.1f} %" in text
+
+
+def test_each_map_is_a_picture_with_its_values(made, page):
+    _, results, _, _, photos = made
+    tiles = [attributes for tag, attributes in Page(page).tags if tag == "div" and "data-values" in attributes]
+    assert len(tiles) == len(results) * len(photos)
+    import base64
+
+    for tile in tiles:
+        values = np.frombuffer(base64.b64decode(tile["data-values"]), dtype=np.int8)
+        assert len(values) == int(tile["data-rows"]) * int(tile["data-columns"])
+        assert float(tile["data-unit"]) > 0
+        assert np.abs(values.astype(int)).max() == 127
+
+
+def test_results_alone_are_enough(made, tmp_path):
+    _, results, _, _, _ = made
+    text = Page(write_report(tmp_path / "r.html", results=results).read_text(encoding="utf-8")).text
+    assert "grad cam" in text
+    assert "input 2" in text
+
+
+def test_what_is_no_map_gets_a_figure(made, tmp_path):
+    adapter, _, _, _, _ = made
+    states = torch.rand(6, 5, generator=torch.Generator().manual_seed(0))
+    text = write_report(tmp_path / "r.html", results={"map": pellucid.project(states, "pca")}, adapter=adapter)
+    images = [attributes["src"] for tag, attributes in Page(text.read_text(encoding="utf-8")).tags if tag == "img"]
+    assert images and all(source.startswith("data:image/") for source in images)
+
+
+def test_a_report_that_cannot_be_written_is_one_clear_error(made, tmp_path):
+    with pytest.raises(SavedFileError, match="cannot write the report"):
+        write_report(tmp_path / "none" / "r.html", results=made[1])
