@@ -218,7 +218,7 @@ def test_a_failing_step_does_not_lose_the_others(net, inputs, tmp_path):
     assert set(result.skipped) == {"map", "lost"}
     assert "'bad'" in result.skipped["map"]
     assert any("'bad'" in note for note in result.notes)
-    with pytest.raises(KeyError, match="failed.*the technique broke"):
+    with pytest.raises(KeyError, match=r"failed.*the technique broke"):
         result["bad"]
     with pytest.raises(KeyError, match="skipped"):
         result["map"]
@@ -291,7 +291,7 @@ def test_a_missing_or_binary_file_is_one_clear_error(tmp_path):
     with pytest.raises(PipelineError, match="cannot be read"):
         Pipeline.from_yaml(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PipelineError, match="cannot be read|is no YAML"):
+    with pytest.raises(PipelineError, match=r"cannot be read|is no YAML"):
         Pipeline.from_yaml(tmp_path / "binary.yaml")
 
 

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?" for it
     try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        # Not list(...): once `pellucid list` has run in this process, that name is this package's module.
+        code = _run(sys.argv[1:] if arguments is None else [*arguments])
         sys.stdout.flush()
     except KeyboardInterrupt as error:
         _fail(f"interrupted. {error}", 130, error)

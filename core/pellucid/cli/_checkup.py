@@ -182,7 +182,8 @@ def _trial(adapter: Adapter, one: Tensor, record: Technique) -> dict[str, Any]:
         technique = record.create()
         check_suits(adapter, technique)
         if record.kind == "explainer":
-            explain(adapter, one, technique, progress=_enough)
+            # Two examples, for techniques that take the others as references.
+            explain(adapter, one.expand(2, *one.shape[1:]), technique, progress=_enough)
         elif record.kind == "evaluator":
             evaluate(adapter, one, explain(adapter, one, "random"), technique, controls=False, progress=_enough)
     except _Enough:

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 def _print(told: dict[str, Any], problems: list[str], *, everything: bool) -> None:
     print("ENVIRONMENT")
     for name, value in told["environment"].items():
-        print(f"  {name:<11}{value}")
+        print(f"  {name:<14}{value}")
     print(f"\nPLUGINS\n  {told['techniques']} techniques")
     for problem in problems:
         print(f"  problem: {problem}")
@@ -86,9 +86,9 @@ def _print_model(model: dict[str, Any], *, everything: bool) -> None:
     print("MODEL")
     for name in ("name", "class", "parameters", "input", "output", "classes", "offers", "mode", "device"):
         value = model[name]
-        print(f"  {name:<11}{', '.join(value) if isinstance(value, list) else value}")
+        print(f"  {name:<14}{', '.join(value) if isinstance(value, list) else value}")
     for note in model["notes"]:
-        print(f"  note       {note}")
+        print(f"  {'note':<14}{note}")
     if model["layers"]:
         layers = [layer for layer in model["layers"] if everything or layer["outer"] or layer["auto"]]
         shown = (

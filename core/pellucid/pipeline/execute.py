@@ -17,7 +17,7 @@ from pellucid.data.images import load_images
 from pellucid.data.references import load_model
 from pellucid.engine.finish import plain_parameters
 from pellucid.engine.run import Run, check_inputs_given
-from pellucid.errors import Interrupted, TechniqueFailed
+from pellucid.errors import Interrupted, TargetError, TechniqueFailed
 from pellucid.pipeline import folder as files
 from pellucid.pipeline.plan import Planned
 from pellucid.pipeline.progress import Progress, shown
@@ -103,6 +103,9 @@ class _Execution:
         )
         outcome = run.start()
         raw = outcome.results.pop(PREDICTIONS, None)
+        if outcome.errors and not outcome.results and all(isinstance(e, TargetError) for e in outcome.errors.values()):
+            # The target is the whole pipeline's: one mistake, not one failure for each step.
+            raise next(iter(outcome.errors.values()))
         result.errors.update({name: error for name, error in outcome.errors.items() if name in steps})
         result.cost = replace(run.total)
         for name, one in outcome.results.items():

@@ -150,7 +150,8 @@ def _told(where: str, error: ValidationError, known: list[str]) -> list[str]:
         path = [str(part) for part in problem["loc"] if isinstance(part, int) or str(part).isidentifier()]
         field = ".".join(path[:2])
         if problem["type"] == "extra_forbidden":
-            said = f"unknown.{nearest(path[-1], known) or ' Expected one of ' + ', '.join(known)}"
+            fields = list(Data.model_fields) if path[0] == "data" else known
+            said = f"unknown.{nearest(path[-1], fields) or ' Expected one of ' + ', '.join(fields)}"
         elif problem["type"] == "model_type":
             said = "expected a mapping such as {use: grad_cam}"
         elif problem["type"] == "missing":
