@@ -286,6 +286,6 @@ def test_demo_explains_real_photos(place, call):
     assert "cat" in names
     assert "espresso" in names or "cup" in names
     assert len([step for step in told["steps"].values() if step["class"] == "Attribution"]) >= 8
-    assert {score["metric"] for score in told["scores"]} == {"pixel_flipping", "insertion", "deletion"}
+    assert {score["metric"] for score in told["scores"]} == {"pixel_flipping", "morf_lerf_gap", "insertion", "deletion"}
     assert any(score["control"] for score in told["scores"])
     assert (place / "shown" / "report.html").stat().st_size > 100_000

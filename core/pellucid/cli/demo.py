@@ -19,7 +19,7 @@ TECHNIQUES: dict[str, dict[str, Any]] = {
     "layer_cam": {"use": "layer_cam", "layer": "_blocks.10"},
     "eigen_cam": {"use": "eigen_cam"},
 }
-CURVES = {"of": list(TECHNIQUES), "regions": 16, "n_steps": 10}
+CURVES = {"of": list(TECHNIQUES), "regions": 16, "n_steps": 8}
 
 DEMO: dict[str, Any] = {
     "title": "What an ImageNet network looks at",
@@ -27,7 +27,9 @@ DEMO: dict[str, Any] = {
     "data": {"images": ["demo:cat", "demo:coffee", "demo:rocket"]},
     "steps": {
         **TECHNIQUES,
-        "pixel_flipping": {"use": "pixel_flipping", **CURVES},
+        "pixel_flipping": {"use": "pixel_flipping", "substitution": "blur", **CURVES},
+        # Hiding anything at all harms a network, whatever the order; between two orders that cancels.
+        "morf_lerf_gap": {"use": "pixel_flipping", "measure": "morf_lerf_gap", "substitution": "blur", **CURVES},
         "insertion": {"use": "insertion", **CURVES},
         "deletion": {"use": "deletion", **CURVES},
     },

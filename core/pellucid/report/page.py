@@ -115,7 +115,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "number": _number, "count": _count, "percent": _percent}
+    environment.filters |= {"words": _words, "heading": _heading, "number": _number, "count": _count, "percent": _percent}
     template = resources.files("pellucid.report") / "template"
     environment.globals |= {
         "style": (template / "report.css").read_text(encoding="utf-8"),
@@ -202,7 +202,7 @@ def _findings(results: Mapping[str, Explanation], table: Standing | None) -> lis
         if metric.best is None:
             continue
         first = _number(metric.best.mean)
-        said = f"{_opened(_words(metric.best.explanation))} is first at {first}"
+        said = f"{_heading(metric.best.explanation)} is first at {first}"
         if metric.control is not None:
             best = _number(metric.control.mean)
             how = "level with" if best == first else "ahead of" if metric.beating else "and does not beat"
@@ -210,14 +210,14 @@ def _findings(results: Mapping[str, Explanation], table: Standing | None) -> lis
             count = len(table.techniques) if table is not None else 0
             said += f". {metric.beating} of {_plural(count, 'technique')} beat every control"
         said += "."
-        told.append((_words(metric.name), said))
+        told.append((_heading(metric.name), said))
     judged = [(name, check) for name, one in results.items() for check in one.checks if check.passed is not None]
     if judged:
         failed = [f"{_words(check.name)} of {_words(name)}" for name, check in judged if not check.passed]
         said = f"{len(judged) - len(failed)} of {len(judged)} hold" + (
             f"; not: {', '.join(failed)}." if failed else "."
         )
-        told.append(("certificates", said))
+        told.append(("Certificates", said))
     return told
 
 
@@ -263,8 +263,9 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _opened(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+def _heading(name: str) -> str:
+    words = _words(name)
+    return words[:1].upper() + words[1:]
 
 
 def _words(name: str) -> str:
