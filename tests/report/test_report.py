@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_a_hostile_class_and_step_stay_text(made, tmp_path):
 def test_techniques_scores_certificates_and_provenance_are_on_it(made, page):
     _, results, scores, predictions, _ = made
     text = Page(page).text
-    for words in ("grad cam", "integrated gradients", "pixel flipping", "random", "constant", "Controls"):
+    for words in ("Grad cam", "Integrated gradients", "Pixel flipping", "Random", "Constant", "Controls"):
         assert words in text
     for rank in scores.ranking()["pixel_flipping"]:
         shown = {f"{rank.mean:.{digits}f}".replace("-", "−") for digits in range(2, 7)}
@@ -154,7 +155,7 @@ def test_each_map_is_a_picture_with_its_values(made, page):
 def test_results_alone_are_enough(made, tmp_path):
     _, results, _, _, _ = made
     text = Page(write_report(tmp_path / "r.html", results=results).read_text(encoding="utf-8")).text
-    assert "grad cam" in text
+    assert "Grad cam" in text
     assert "input 2" in text
 
 
@@ -170,3 +171,11 @@ def test_what_is_no_map_gets_a_figure(made, tmp_path):
 def test_a_report_that_cannot_be_written_is_one_clear_error(made, tmp_path):
     with pytest.raises(SavedFileError, match="cannot write the report"):
         write_report(tmp_path / "none" / "r.html", results=made[1])
+
+
+def test_colours_of_what_explains_no_decision_are_no_evidence(made, tmp_path):
+    _, results, _, _, photos = made
+    inner = {"features": replace(results["grad_cam"], meta=replace(results["grad_cam"].meta, technique="activations"))}
+    for shown, words in ((inner, ("negative", "positive")), (results, ("against", "for"))):
+        page = write_report(tmp_path / "r.html", results=shown, photos=photos).read_text(encoding="utf-8")
+        assert f"<span>{words[0]}</span><span>0</span><span>{words[1]}</span>" in page

@@ -54,7 +54,7 @@ def show(result: PipelineResult) -> None:
     """Prints predictions and a table of steps: their scores, passes, seconds and checks; controls stand apart."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     for guess in predictions(result):
         console.print(f"{guess['input']}: {guess['name']} ({guess['probability']:.0%})", markup=False)
     if result.results:
@@ -82,7 +82,7 @@ def _table(result: PipelineResult) -> Table:
     better = {} if scores is None else {row.metric: row.better for row in scores.rows}
     ranking = {} if scores is None else scores.ranking()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("technique")
+    table.add_column("technique", no_wrap=True)
     for metric in metrics:
         table.add_column(f"{metric} {'↑' if better[metric] == 'higher' else '↓'}", justify="right")
     for head in ("forward", "backward", "seconds"):

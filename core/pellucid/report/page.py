@@ -115,7 +115,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"words": _words, "heading": _heading, "number": _number, "count": _count, "percent": _percent}
+    environment.filters |= {
+        "words": _words,
+        "heading": _heading,
+        "number": _number,
+        "count": _count,
+        "percent": _percent,
+    }
     template = resources.files("pellucid.report") / "template"
     environment.globals |= {
         "style": (template / "report.css").read_text(encoding="utf-8"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.errors import InputError
+from pellucid.registry import registry
 from pellucid.results import Attribution, Explanation, draw
 
 CELLS = 48
@@ -51,6 +52,7 @@ class Column:
         name: the result's name.
         technique: the technique's name.
         layer: the layer that was looked at, or "".
+        ends: what the colours' two ends mean: evidence against and for the class, or just the sign.
         low: the least value.
         high: the greatest value.
         tiles: one for each photo.
@@ -59,6 +61,7 @@ class Column:
     name: str
     technique: str
     layer: str
+    ends: tuple[str, str]
     low: float
     high: float
     tiles: tuple[Tile, ...]
@@ -91,10 +94,16 @@ def column(name: str, result: Explanation, photos: draw.Bytes) -> Column | None:
         name=name,
         technique=result.meta.technique,
         layer=result.meta.layer or "",
+        ends=_ends(result.meta.technique),
         low=float(finite.min()) if len(finite) else 0.0,
         high=float(finite.max()) if len(finite) else 0.0,
         tiles=tuple(_tile(photo, heatmap) for photo, heatmap in zip(photos, maps, strict=True)),
     )
+
+
+def _ends(technique: str) -> tuple[str, str]:
+    known = registry().records.get(technique)
+    return ("negative", "positive") if known is not None and known.explains != "decision" else ("against", "for")
 
 
 def columns_and_others(
