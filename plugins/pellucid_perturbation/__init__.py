@@ -41,3 +41,47 @@ def pellucid_techniques() -> Iterator[Technique]:
         tags={"image", "table", "signal", "black_box", "stochastic"},
         reference="Petsiuk et al., 2018",
     )
+    yield Technique(
+        "lime",
+        kind="explainer",
+        summary="Fits a linear model to the score of random coalitions of segments, those near the whole first.",
+        target="pellucid_perturbation.lime:LIME",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box", "stochastic"},
+        reference="Ribeiro et al., 2016",
+    )
+    yield Technique(
+        "kernel_shap",
+        kind="explainer",
+        summary="Shares out the score's rise by a linear model of random coalitions: Shapley values from few passes.",
+        target="pellucid_perturbation.kernel_shap:KernelSHAP",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box", "stochastic"},
+        reference="Lundberg & Lee, 2017",
+    )
+    yield Technique(
+        "shapley_sampling",
+        kind="explainer",
+        summary="Shares out the score's rise by what each segment adds in random orders: Shapley values by sampling.",
+        target="pellucid_perturbation.shapley_sampling:ShapleySampling",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box", "stochastic"},
+        reference="Castro et al., 2009",
+    )
+    yield Technique(
+        "exact_shapley",
+        kind="explainer",
+        summary="Shares out the score's rise by what each segment adds to every coalition: for at most 16 segments.",
+        target="pellucid_perturbation.exact_shapley:ExactShapley",
+        explains="decision",
+        output="attribution",
+        uses={"outputs"},
+        tags={"image", "table", "signal", "black_box"},
+        reference="Shapley, 1953",
+    )

@@ -65,7 +65,8 @@ class Occlusion(Explainer):
         hidden = yield Look(at=sample.masked(count, masks, self.baseline))
         drops = whole.scores - hidden.scores
         values = {name: one.spread(drops[starts[name] : starts[name] + len(one)]) for name, one in windows.items()}
-        return Attribution(formed_like(sample.inputs, values), over="input")
+        together = all(windows[name].whole(leaf.shape[1:]) for name, leaf in by_name(sample.inputs).items())
+        return Attribution(formed_like(sample.inputs, values), over="input", reduce="once" if together else "sum")
 
     def _windows(self, shape: tuple[int, ...]) -> _Windows:
         spatial = shape[1:] if len(shape) > 1 else shape
@@ -106,6 +107,10 @@ class _Windows:
             positions = torch.arange(size)
             self.covers.append((positions >= starts) & (positions < starts + side))
         self.counts = tuple(len(cover) for cover in self.covers)
+
+    def whole(self, shape: Sequence[int]) -> bool:
+        """Whether a window hides all channels of the positions that it covers; the features of a table have none."""
+        return len(shape) < 2 or self.counts[0] == 1
 
     def __len__(self) -> int:
         return math.prod(self.counts)

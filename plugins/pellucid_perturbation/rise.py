@@ -112,7 +112,7 @@ class _Masks:
         grids, shifts = [], []
         for draw in range(rise.n_masks):
             generator = sample.generator("rise", name, draw)
-            grids.append(torch.rand(cells, generator=generator) < rise.p)
+            grids.append(torch.rand(cells, generator=generator, dtype=torch.float32) < rise.p)
             shifts.append([int(torch.randint(pitch, (), generator=generator)) for pitch in self.pitch])
         self.grids, self.shifts = torch.stack(grids), torch.tensor(shifts)
 
@@ -125,7 +125,7 @@ class _Masks:
         for axis, (size, pitch) in enumerate(zip(self.sizes, self.pitch, strict=True)):
             cells = self.grids.shape[axis + 1]
             # The grid is stretched linearly over one cell more than the input needs, and cut where the shift says.
-            places = torch.arange(size) + self.shifts[draws, axis, None] + 0.5
+            places = (torch.arange(size) + self.shifts[draws, axis, None]).float() + 0.5
             places = (places * (cells / ((cells + 1) * pitch)) - 0.5).clamp(0, cells - 1)
             weights = (1 - (places[:, :, None] - torch.arange(cells)).abs()).clamp_min(0)
             mask = torch.einsum("rc...,rsc->r...s", mask, weights)

@@ -139,3 +139,24 @@ def test_bad_parameters_are_refused(parameters):
 def test_probabilities_of_no_class_are_refused(net, images):
     with pytest.raises(pellucid.TargetError, match="class"):
         pellucid.explain(net, images, RISE(n_masks=4, probability=True), target=lambda output: output.sum(dim=1))
+
+
+def test_the_masks_do_not_depend_on_the_default_type(net, images):
+    technique = RISE(n_masks=30, cells=5)
+    expected = pellucid.explain(net, images, technique, target=TARGET)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = pellucid.explain(net, images, technique, target=TARGET)
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-6)
+
+
+def test_within_another_technique_probabilities_are_those_of_the_class_predicted_for_the_sample_itself(net, images):
+    inner = RISE(n_masks=20, cells=4, probability=True)
+    composed = pellucid.create("smoothgrad", of=inner, n_samples=2, noise=0.5)
+    predicted = net(images).argmax(dim=1)
+    found, expected = (pellucid.explain(net, images, composed, target=target) for target in (None, predicted))
+    assert found.target.classes.tolist() == predicted.tolist()
+    torch.testing.assert_close(found.values, expected.values)
