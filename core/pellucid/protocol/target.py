@@ -28,6 +28,7 @@ class Score:
         examples: (rows,) which example of the sample each row belongs to.
         activations: by name, what the target's `layers` gave.
         base: the model's logits at the target's `base`, (B, classes, ...), where it named one.
+        derived: whether the rows are made of the sample, such as masked ones, rather than the sample itself.
     """
 
     raw: Any
@@ -35,6 +36,7 @@ class Score:
     examples: Tensor
     activations: dict[str, Tensor] = field(default_factory=dict)
     base: Tensor | None = None
+    derived: bool = False
 
 
 class Target(ABC):
@@ -96,7 +98,7 @@ def check_rows(what: str, values: Tensor, examples: int) -> None:
         raise TargetError(f"{what} have shape {tuple(values.shape)}; expected ({examples}, ...), one for each example")
 
 
-def _check_indices(classes: Any, examples: int) -> None:
+def check_indices(classes: Any, examples: int) -> None:
     """Refuses classes that are neither an integer nor (B,) integers."""
     if isinstance(classes, Tensor):
         if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool or classes.dim() != 1:
@@ -109,8 +111,8 @@ def _check_indices(classes: Any, examples: int) -> None:
         raise TargetError(f"the target's class is {classes!r}; expected an integer, or a tensor ({examples},) of them")
 
 
-def check_classes(classes: Tensor, logits: Tensor) -> None:
-    """Refuses classes that the model's output does not have."""
+def check_classes(classes: Tensor, logits: Tensor, what: str = "classes") -> None:
+    """Refuses classes, or values of a regression, that the model's output does not have."""
     if logits.dim() < 2:
         raise TargetError(
             f"the model's output has shape {tuple(logits.shape)}, which has no axis of classes; give the target as a "
@@ -119,7 +121,7 @@ def check_classes(classes: Tensor, logits: Tensor) -> None:
     count = logits.shape[1]
     wrong = classes[(classes < -count) | (classes >= count)]
     if len(wrong):
-        raise TargetError(f"target {int(wrong[0])} is out of range; the model has {count} classes, 0 to {count - 1}")
+        raise TargetError(f"target {int(wrong[0])} is out of range; the model has {count} {what}, 0 to {count - 1}")
 
 
 PREDICTED = "predicted"
@@ -140,7 +142,7 @@ class ClassLogit(Target):
 
     def check(self, examples: int) -> None:
         """The classes must be integers, one or (B,)."""
-        _check_indices(self.classes, examples)
+        check_indices(self.classes, examples)
 
     def base(self, sample: Sample) -> Sample | None:
         """The sample itself, where the classes are the predicted ones."""
@@ -241,8 +243,8 @@ class Contrast(Target):
 
     def check(self, examples: int) -> None:
         """The classes must be integers, one or (B,) each."""
-        _check_indices(self.one, examples)
-        _check_indices(self.other, examples)
+        check_indices(self.one, examples)
+        check_indices(self.other, examples)
 
     def base(self, sample: Sample) -> Sample | None:
         """The sample itself, where the first class is the predicted one."""
