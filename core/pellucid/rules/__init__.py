@@ -1,0 +1,1 @@
+"""Rule passes: a model captured as a graph, and run backwards by rules."""
