@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import Adapter, ModelError, ParameterError
+from pellucid_adapters import texts
 from pellucid_adapters.settings import settled
 
 
@@ -25,6 +27,7 @@ class Function(nn.Module):
     def __init__(self, function: Callable[[Any], Any], takes: str) -> None:
         super().__init__()
         self.function, self.takes = function, takes
+        self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Gives the scores, on the device of the inputs; numbers that are no floats become floats."""
@@ -37,23 +40,15 @@ class Function(nn.Module):
                 f"{_name(self.function)} failed on a batch given as {self.takes}: {error}. If it works on {other}, "
                 f"say pellucid.adapt(function, takes='{other}')."
             ) from error
-        scores = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(np.asarray(answer))
-        if scores.ndim == 0 or len(scores) != len(inputs):
-            raise ModelError(
-                f"{_name(self.function)} returned scores {tuple(scores.shape)} for {len(inputs)} examples: expected "
-                f"({len(inputs)}, classes) or ({len(inputs)},)."
-            )
-        scores = scores.to(inputs.device)
-        if not scores.is_floating_point():
-            scores = scores.to(inputs.dtype)
-        return scores[:, None] if scores.ndim == 1 else scores
+        scores = _scores(self.function, answer, len(inputs)).to(inputs.device)
+        return scores if scores.is_floating_point() else scores.to(inputs.dtype)
 
 
 def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
-    """Adapts a function from a batch to scores; None for what cannot be called.
+    """Adapts a function from a batch to scores, and no model at all; None for what cannot be called.
 
-    The option `takes` says whether the function works on "torch" tensors or "numpy" arrays; without it the annotation
-    of its first parameter decides, and torch where there is none.
+    The option `takes` says whether the function works on "torch" tensors, "numpy" arrays or "text", a list of strings
+    (see `texts.adapted`); without it the annotation of its first parameter decides, and torch where there is none.
 
     Raises:
         ModelError: a class was given where its instance was meant.
@@ -63,15 +58,36 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         raise ModelError(
             f"{model.__name__} is a class: expected a model. Give an instance, such as {model.__name__}()."
         )
+    if model is None:
+        return Adapter(nn.Identity(), offers=frozenset(), **settled(dict(options), name="no model"))
     if isinstance(model, nn.Module) or not callable(model):
         return None
     options = dict(options)
     takes = options.pop("takes", None) or _annotated(model)
-    if takes not in ("torch", "numpy"):
-        raise ParameterError(f"takes={takes!r}: expected 'torch' or 'numpy', what the function works on.")
+    if takes not in ("torch", "numpy", "text"):
+        raise ParameterError(f"takes={takes!r}: expected 'torch', 'numpy' or 'text', what the function works on.")
+    if takes == "text":
+        note = "a black box: a function of texts"
+        return texts.adapted(partial(_scores_of, model), options, name=_name(model), notes=(note,))
     note = f"a black box: a function of {'NumPy arrays' if takes == 'numpy' else 'tensors'}"
     settings = settled(options, name=_name(model), notes=(note,))
     return Adapter(Function(model, takes), offers=frozenset({"outputs"}), **settings)
+
+
+def _scores(function: object, answer: Any, count: int) -> Tensor:
+    """What a function returned for `count` examples, as a tensor (count, classes)."""
+    scores = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(np.asarray(answer))
+    if scores.ndim == 0 or len(scores) != count:
+        raise ModelError(
+            f"{_name(function)} returned scores {tuple(scores.shape)} for {count} examples: expected "
+            f"({count}, classes) or ({count},)."
+        )
+    return scores[:, None] if scores.ndim == 1 else scores
+
+
+def _scores_of(function: Callable[[Any], Any], texts: list[str]) -> Tensor:
+    scores = _scores(function, function(texts), len(texts))
+    return scores if scores.is_floating_point() else scores.double()
 
 
 def _annotated(function: Callable[[Any], Any]) -> str:

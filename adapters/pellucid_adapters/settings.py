@@ -6,7 +6,7 @@ from typing import Any
 
 from pellucid import ParameterError, nearest
 
-SETTINGS = ("name", "output", "categories", "transform", "mean", "std")
+SETTINGS = ("name", "output", "categories", "transform", "mean", "std", "layer", "feature_names")
 
 
 def settled(options: dict[str, Any], **known: Any) -> dict[str, Any]:

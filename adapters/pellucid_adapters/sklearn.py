@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pellucid import Adapter, InputError, ModelError
+from pellucid import Adapter, InputError, ModelError, ParameterError
+from pellucid_adapters import texts
 from pellucid_adapters.settings import settled
 
 
@@ -25,6 +26,7 @@ class Estimator(nn.Module):
     def __init__(self, estimator: Any, method: str) -> None:
         super().__init__()
         self.estimator, self.method = estimator, method
+        self.eval()
         self.classes: Any = getattr(estimator, "classes_", None)
         names = getattr(estimator, "feature_names_in_", None)
         self.feature_names: list[str] | None = None if names is None else [str(name) for name in names]
@@ -40,6 +42,10 @@ class Estimator(nn.Module):
             )
         scores = np.asarray(getattr(self.estimator, self.method)(self._framed(table)))
         return torch.as_tensor(self._columns(scores), device=rows.device).to(rows.dtype)
+
+    def of_texts(self, listed: list[str]) -> Tensor:
+        """Gives the scores of texts, where that is what the estimator was fitted on."""
+        return torch.as_tensor(self._columns(np.asarray(getattr(self.estimator, self.method)(listed)))).double()
 
     def _framed(self, table: Any) -> Any:
         if self.feature_names is None:
@@ -62,7 +68,9 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
     """Adapts an estimator that predicts; None for one that does not.
 
     Scores are probabilities where it has `predict_proba`, else those of `decision_function`, else the prediction: a
-    regressor's value (B, 1), or 1 for the predicted class and 0 for the others.
+    regressor's value (B, 1), or 1 for the predicted class and 0 for the others. The features have the names of the
+    columns that it was fitted on. With the option `takes="text"` it reads texts, as a pipeline with a vectoriser does
+    (see `texts.adapted`).
 
     Raises:
         ModelError: the estimator is not fitted, predicts several outputs of classes, or predicts neither classes nor
@@ -86,13 +94,16 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         raise ModelError(f"{who} predicts neither classes nor values. Give a function of the inputs that scores them.")
     if classes is not None and np.ndim(classes[0]) > 0:
         raise ModelError(f"{who} predicts several outputs at once. Give a function that scores one of them.")
-    return Adapter(
-        estimator,
-        offers=frozenset({"outputs"}),
-        **settled(
-            options,
-            name=who,
-            categories=None if classes is None else [str(label) for label in classes],
-            notes=(f"a black box: scores are those of `{methods[0]}`",),
-        ),
-    )
+    options = dict(options)
+    takes = options.pop("takes", None)
+    if takes not in (None, "text"):
+        raise ParameterError(f"takes={takes!r}: expected 'text', or nothing for a table.")
+    known: dict[str, Any] = {
+        "name": who,
+        "categories": None if classes is None else [str(label) for label in classes],
+        "notes": (f"a black box: scores are those of `{methods[0]}`",),
+    }
+    if takes == "text":
+        return texts.adapted(estimator.of_texts, options, **known)
+    settings = settled(options, feature_names=estimator.feature_names, **known)
+    return Adapter(estimator, offers=frozenset({"outputs"}), **settings)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import hub, nn
 from torchvision import models
 
-from pellucid import Adapter, BadReference, ModelError, ParameterError, nearest
+from pellucid import Adapter, BadReference, ParameterError, nearest
+from pellucid_adapters.detection import classes, facts, is_detector
 from pellucid_adapters.module import adapted
 
 IMAGENET = "ResNet50_Weights.IMAGENET1K_V1"
@@ -20,7 +21,8 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
     """Adapts a model of torchvision.
 
     The option `weights` (a member of a weights enum, or its full name) says which weights the model has. Without it a
-    model of 1000 outputs is taken for one of ImageNet, and a note says so.
+    model of 1000 outputs is taken for one of ImageNet, and a note says so. A detection model is explained with a
+    `Detected` object as its target, or with a function of its list of detections.
     """
     if not isinstance(model, nn.Module):
         return None
@@ -32,13 +34,10 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         raise ParameterError(
             f"weights={weights!r}: expected a member of a weights enum of torchvision, or its full name."
         )
-    if type(model).__module__.startswith("torchvision.models.detection") and options.get("output") is None:
-        raise ModelError(
-            f"{type(model).__name__} returns a list of detections, not scores. Say with output=... which function of "
-            "that list gives a tensor (B, classes)."
-        )
+    if is_detector(model):
+        return adapted(model, options, **_of_weights(weights, classes(model)), **facts(model))
     if weights is not None:
-        return adapted(model, options, **_facts(weights, outputs(model)))
+        return adapted(model, options, **_of_weights(weights, outputs(model)))
     if outputs(model) == 1000:
         note = "class names are ImageNet's, assumed because this torchvision model has 1000 outputs"
         return adapted(model, options, categories=imagenet_categories(), notes=(note,))
@@ -58,7 +57,9 @@ def load(kind: str, name: str, options: dict[str, Any]) -> Adapter:
     model = _built(name, weights, options).eval()
     # Random weights, or those of a file, want the input size of the usual ones.
     usual = weights if weights is not None else next(iter(models.get_model_weights(name)), None)
-    return adapted(model, {}, **(_facts(usual, outputs(model)) if usual is not None else {}))
+    if is_detector(model):
+        return adapted(model, {}, **_of_weights(usual, classes(model)), **facts(model))
+    return adapted(model, {}, **_of_weights(usual, outputs(model)))
 
 
 def imagenet_categories() -> list[str]:
@@ -74,8 +75,10 @@ def outputs(model: nn.Module) -> int | None:
     return last[-1].out_features if isinstance(last[-1], nn.Linear) else last[-1].out_channels
 
 
-def _facts(weights: Any, count: int | None) -> dict[str, Any]:
-    """What the metadata of weights say; the class names only where there are as many as outputs."""
+def _of_weights(weights: Any, count: int | None) -> dict[str, Any]:
+    """What the metadata of weights say, if any; the class names only where there are as many as outputs."""
+    if weights is None:
+        return {}
     transform = weights.transforms()
     categories = weights.meta.get("categories")
     facts = {"transform": transform}

@@ -118,7 +118,7 @@ def test_functions_that_fail_say_why():
         adapt(lambda batch: 1.0).module(inputs)
     with pytest.raises(ModelError, match="takes='numpy'"):
         adapt(_wants_arrays).module(inputs)
-    with pytest.raises(ParameterError, match="expected 'torch' or 'numpy'"):
+    with pytest.raises(ParameterError, match="expected 'torch', 'numpy' or 'text'"):
         adapt(lambda batch: batch, takes="jax")
     with pytest.raises(ModelError, match="is a class"):
         adapt(nn.Linear)

@@ -94,15 +94,46 @@ class TestTorchvision:
         with pytest.raises(BadReference, match=r"\(no network\).*weights=none"):
             load_model("torchvision:squeezenet1_1?weights=DEFAULT")
 
-    def test_detection_needs_a_function_of_its_output(self):
+    def test_detectors_give_no_scores_of_classes(self):
         model = models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-        with pytest.raises(ModelError, match="list of detections"):
-            adapt(model)
+        adapter = adapt(model)
+        with pytest.raises(ModelError, match=r"list of detections.*target=Detected.*adapt\(model, output=\.\.\.\)"):
+            adapter.logits([])
 
         def score(found):
             return torch.stack([each["scores"].sum()[None] for each in found])
 
         assert adapt(model, output=score).output is score
+
+    @pytest.mark.parametrize(
+        ("name", "layer"),
+        [
+            ("fasterrcnn_mobilenet_v3_large_320_fpn", "backbone.body.16"),
+            ("retinanet_resnet50_fpn", "backbone.body.layer4"),
+            ("fcos_resnet50_fpn", "backbone.body.layer4"),
+            ("ssdlite320_mobilenet_v3_large", "backbone.features.0"),
+            ("ssd300_vgg16", "backbone.features"),
+        ],
+    )
+    def test_detectors_by_reference(self, name, layer, photo):
+        adapter = load_model(f"torchvision:{name}?weights=none")
+        assert adapter.layer == layer
+        assert layer in dict(adapter.module.named_modules())
+        assert len(adapter.categories) == 91
+        assert adapter.categories[17] == "cat"
+        assert (adapter.mean, adapter.std) == ((0, 0, 0), (1, 1, 1))
+        image = adapter.transform(photo)
+        assert image.shape == (3, 90, 120)
+        assert image.amax() <= 1
+
+    def test_detectors_that_were_changed(self):
+        kwargs = {"weights": None, "weights_backbone": None, "num_classes": 4}
+        weights = models.detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.DEFAULT
+        model = models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(**kwargs)
+        adapter = adapt(model, weights=weights)
+        assert adapter.categories is None
+        assert adapter.transform is not None
+        assert adapt(model, layer="backbone.fpn", name="mine").layer == "backbone.fpn"
 
 
 class TestTimm:

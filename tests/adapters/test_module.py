@@ -7,7 +7,7 @@ from torch import nn
 
 from pellucid import ModelError, ParameterError, adapt
 
-ALL = {"outputs", "activations", "gradients"}
+ALL = {"outputs", "activations", "gradients", "factors", "rules"}
 
 
 def small() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from pellucid.errors import InputError
 from pellucid.registry import registry
-from pellucid.results import Attribution, Explanation, draw
+from pellucid.results import Attribution, Explanation, draw, draw_tokens
 
 CELLS = 48
 """Values under the pointer are means over at most so many cells along each side."""
@@ -109,7 +110,7 @@ def _ends(technique: str) -> tuple[str, str]:
 def columns_and_others(
     results: Mapping[str, Explanation], photos: draw.Bytes | None
 ) -> tuple[list[Column], dict[str, str]]:
-    """The results that are maps over the photos, and a figure of each of the others."""
+    """The results that are maps over the photos, and each of the others as HTML: coloured tokens, or a figure."""
     columns: list[Column] = []
     others: dict[str, str] = {}
     for name, result in results.items():
@@ -117,8 +118,15 @@ def columns_and_others(
         if made is not None:
             columns.append(made)
         else:
-            others[name] = data_uri(draw.png(result.plot(), 160), "png")
+            others[name] = _alone(name, result)
     return columns, others
+
+
+def _alone(name: str, result: Explanation) -> str:
+    if isinstance(result, Attribution) and result.tokens is not None:
+        return draw_tokens.markup(result)
+    picture = data_uri(draw.png(result.plot(), 160), "png")
+    return f'<img src="{picture}" alt="{html.escape(name.replace("_", " "))}">'
 
 
 def bands(columns: Sequence[Column]) -> list[list[Column]]:

@@ -212,9 +212,13 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         """A self-contained picture and the checks, for notebooks."""
+        return f"<div><code>{html.escape(repr(self))}</code><br>{self._picture_html()}{self.checks._repr_html_()}</div>"
+
+    def _picture_html(self) -> str:
+        """What the result looks like, as HTML that contains everything."""
         from pellucid.results.draw import img
 
-        return f"<div><code>{html.escape(repr(self))}</code><br>{img(self.plot())}{self.checks._repr_html_()}</div>"
+        return img(self.plot())
 
 
 def load(path: str | Path) -> Explanation:

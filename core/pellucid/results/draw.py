@@ -90,6 +90,11 @@ def short(name: str, length: int = 26) -> str:
     return literal(first if len(first) <= length else first[: length - 1] + "…")
 
 
+def called(category: str) -> str:
+    """A category as a title: one that is only a number says what it is the number of."""
+    return f"class {category}" if category.strip("-").isdecimal() else category
+
+
 def literal(text: str) -> str:
     """A text that matplotlib draws letter by letter: a pair of dollar signs would be read as mathematics."""
     printed = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
@@ -294,7 +299,7 @@ def bars(ax: Axes, values: Tensor, names: Sequence[str], *, most: int = 12) -> N
     ax.xaxis.set_major_locator(MaxNLocator(4))
     if len(values) > most:
         ax.text(
-            1, 0, f"and {len(values) - most} more", transform=ax.transAxes, ha="right", va="bottom", size=8, color=FAINT
+            1, 1, f"and {len(values) - most} more", transform=ax.transAxes, ha="right", va="bottom", size=8, color=FAINT
         )
 
 

@@ -25,16 +25,21 @@ class Exemplars(Explanation):
             class, or a single one for the data set.
         indices: (rows, k) which examples these are, in the caller's order; -1 is an empty place.
         kind: what they are, such as `"similar"` or `"maximal"`; or what each column is: `("prototype", "criticism")`.
+        over: the layer whose activations were compared or excited, or "input".
         names: what each row is of, or None.
         crops: (rows, k, C, h, w) the part of each example that counts, such as a unit's receptive field; or None.
+        boxes: (rows, k, 4) where in its example each crop lies: top, left, bottom and right, the last two exclusive; or
+            None.
         examples: (N, C, H, W) the data set, for plots; or None.
     """
 
     values: Tensor = field(metadata=per_example())
     indices: Tensor = field(metadata=per_example())
     kind: str | tuple[str, ...] = "similar"
+    over: str = field(default="input", kw_only=True)
     names: tuple[str, ...] | None = field(default=None, kw_only=True, metadata=ENTRY_PER_EXAMPLE)
     crops: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
+    boxes: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     examples: Tensor | None = field(default=None, kw_only=True, metadata=ONLY_FOR_PLOTS)
 
     def __post_init__(self) -> None:
@@ -48,6 +53,8 @@ class Exemplars(Explanation):
             raise InputError(
                 f"crops have shape {tuple(self.crops.shape)}; expected {tuple(self.values.shape)} + (C, h, w)"
             )
+        if self.boxes is not None and self.boxes.shape != (*self.values.shape, 4):
+            raise InputError(f"boxes have shape {tuple(self.boxes.shape)}; expected {(*self.values.shape, 4)}")
         if not isinstance(self.kind, str):
             object.__setattr__(self, "kind", tuple(self.kind))
             if len(self.kind) != self.values.shape[1]:
@@ -83,7 +90,7 @@ class Exemplars(Explanation):
 
         Args:
             rows: which; None is the first eight.
-            k: at most how many in a row; None is ten.
+            k: at most how many in a row, shared by the kinds where there are several; None is ten.
         """
         from pellucid.results import galleries
 

@@ -80,8 +80,9 @@ def influence(result: Influence, examples: Iterable[int] | None, k: int) -> draw
 def exemplars(result: Exemplars, rows: Iterable[int] | None, k: int | None) -> draw.Picture:
     """A line of photos for each row, framed by kind."""
     shown = chosen(rows, len(result))
-    k = min(result.values.shape[1], 10 if k is None else k)
     names, kinds = result.row_names(), result.kinds
+    columns = _shared_out(kinds, 10 if k is None else k)
+    k = len(columns)
     pictured = result.crops is not None or (result.examples is not None and result.examples.dim() == 4)
     if not pictured or not shown or not k:
 
@@ -93,16 +94,17 @@ def exemplars(result: Exemplars, rows: Iterable[int] | None, k: int | None) -> d
             draw.tidy(ax, draw.short(names[row]), x="value")
 
         return draw.panels(len(shown), one)
-    queries = draw.photos_of(result.inputs, result.meta.mean, result.meta.std)
-    own = queries is not None and len(queries) == len(result) and set(kinds) == {"similar"}
+    # Only what is similar to an input has an input for each row; others explain a whole data set at once.
+    queries = draw.photos_of(result.inputs, result.meta.mean, result.meta.std) if set(kinds) == {"similar"} else None
+    own = queries is not None and len(queries) == len(result)
     picture, axes = draw.grid(len(shown), k + own, 1.35, 1.6)
     tones = {kind: draw.SERIES[place % len(draw.SERIES)] for place, kind in enumerate(dict.fromkeys(kinds))}
     for line, row in zip(axes, shown, strict=True):
         if own and queries is not None:
             photo(line[0], queries[row], draw.short(names[row], 16) if result.names else "input")
-        for rank in range(k):
+        for column, rank in enumerate(columns):
             index = int(result.indices[row, rank])
-            ax = line[rank + own]
+            ax = line[column + own]
             if index < 0:
                 ax.set_axis_off()
                 continue
@@ -114,6 +116,12 @@ def exemplars(result: Exemplars, rows: Iterable[int] | None, k: int | None) -> d
         if not own and result.names:
             line[0].set_ylabel(draw.short(names[row], 18), fontsize=9, color=draw.INK)
     return picture
+
+
+def _shared_out(kinds: tuple[str, ...], k: int) -> list[int]:
+    """The first columns of each kind, k in all: as many of each, and what one kind lacks goes to the others."""
+    ranks = [kinds[:place].count(kind) for place, kind in enumerate(kinds)]
+    return sorted(sorted(range(len(kinds)), key=lambda place: ranks[place])[:k])
 
 
 def concepts(result: Concepts, k: int) -> draw.Picture:

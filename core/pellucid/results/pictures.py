@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pellucid.errors import InputError, ParameterError, nearest
 from pellucid.protocol.leaves import Leaves
-from pellucid.results import draw
+from pellucid.results import beeswarm, draw, draw_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pellucid.results.attribution import Attribution, Style
 
-STYLES = ("overlay", "heatmap", "side")
+STYLES = ("overlay", "heatmap", "side", "bars", "beeswarm", "tokens")
 SHOWN = 8
 
 
@@ -34,27 +34,33 @@ def chosen(examples: Iterable[int] | None, count: int) -> list[int]:
 def attribution(
     result: Attribution,
     examples: Iterable[int] | None,
-    style: Style,
+    style: Style | None,
     name: str | None,
     bound: float | None,
     columns: int,
 ) -> draw.Picture:
-    """Maps over photos, or bars."""
-    if style not in STYLES:
+    """Maps over photos, coloured tokens, bars or a beeswarm."""
+    if style is not None and style not in STYLES:
         raise ParameterError(f"there is no style '{style}'; expected one of {STYLES}.{nearest(style, STYLES)}")
     shown = chosen(examples, len(result))
+    if style == "tokens" or (style is None and result.tokens is not None):
+        return draw_tokens.tokens(result, shown, bound)
     if isinstance(result.values, Leaves) and name is None:
         name = next((key for key, leaf in result.values.items() if leaf.dim() == 4), next(iter(result.values)))
-    titles = [draw.short(title) for title in result.class_names()]
+    if style == "beeswarm" or (style is None and examples is None and _long(result, name)):
+        return beeswarm.beeswarm(result, list(range(len(result))) if examples is None else shown, name)
+    titles = [draw.short(draw.called(title)) for title in result.class_names()]
+    if style == "bars":
+        return _bars(result, shown, titles, name)
     try:
         maps = result[shown].heatmap(name=name).cpu() if shown else None
     except InputError:
         values = result._of(name)
-        return _bars(result, values, shown, titles) if values.dim() == 2 else _strips(values, shown, titles)
+        return _bars(result, shown, titles, name) if values.dim() == 2 else _strips(values, shown, titles)
     if maps is None:
         return draw.grid(1, 1)[0]
     found = draw.photos_of(result.inputs, result.meta.mean, result.meta.std, name)
-    style = "heatmap" if found is None else style
+    style = "heatmap" if found is None else style or "overlay"
     across = 2 if style == "side" else 1
     columns = max(1, min(columns // across or 1, len(shown)))
     rows = math.ceil(len(shown) / columns)
@@ -96,12 +102,23 @@ def _one(
     draw.colour_bar(picture, [axes[-1]], bound, "")
 
 
-def _bars(result: Attribution, values: Tensor, shown: list[int], titles: list[str]) -> draw.Picture:
+def _long(result: Attribution, name: str | None) -> bool:
+    """Whether a result is a table of features with more examples than are drawn one by one."""
+    return result.over in ("input", "features") and len(result) > SHOWN and result._of(name).dim() == 2
+
+
+def _bars(result: Attribution, shown: list[int], titles: list[str], name: str | None) -> draw.Picture:
+    values = result._of(name).detach().cpu().float()
+    if values.dim() != 2:
+        raise InputError(f"values of shape {tuple(values.shape)} are no table; bars are for values (B, n)")
     names = result.part_names() if isinstance(result.values, Tensor) else tuple(map(str, range(values.shape[1])))
-    values = values.detach().cpu().float()
 
     def one(ax: Axes, place: int) -> None:
-        draw.bars(ax, values[shown[place]], names)
+        if result.tokens is not None:  # each text has tokens of its own; the same one may stand in several places
+            tokens = result.tokens[shown[place]]
+            draw.bars(ax, values[shown[place], : len(tokens)], [f"{token} · {k}" for k, token in enumerate(tokens)])
+        else:
+            draw.bars(ax, values[shown[place]], names)
         draw.tidy(ax, titles[shown[place]] or f"example {shown[place]}", x="attribution")
 
     return draw.panels(len(shown), one)
