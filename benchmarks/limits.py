@@ -52,7 +52,7 @@ def in_batches(run: Callable[[nn.Module, Tensor], None], model: nn.Module, rows:
 
 
 def best_size(
-    run: Callable[[nn.Module, Tensor], None], model: nn.Module, row: Tensor, sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    run: Callable[[nn.Module, Tensor], None], model: nn.Module, row: Tensor, sizes: tuple[int, ...] = (2, 4, 6, 8, 16)
 ) -> int:
     """The batch size with the least time for each row."""
     best, least = sizes[0], float("inf")

@@ -36,6 +36,13 @@ def ratios(contenders: dict[str, Callable[[], object]], limit: str, repeats: int
     }
 
 
+def merged(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Saved rows with those of the same names replaced, in their old order, and new ones after them."""
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    return list({row["name"]: row for row in [*before, *rows]}.values())
+
+
 def save(name: str, rows: Any) -> None:
     """Writes results, with what they were measured on."""
     RESULTS.mkdir(exist_ok=True)

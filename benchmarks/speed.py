@@ -1,6 +1,6 @@
 """How many times the raw cost of their passes techniques take, ours and peers'.
 
-`python -m benchmarks.speed [--quick] [--only WORD]`
+`python -m benchmarks.speed [--quick] [--only WORD]`; the rows that were measured replace the saved ones of their names.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _many_passes(
     one: Tensor,
     quick: bool,
 ) -> Iterator[Case]:
-    from captum.attr import IntegratedGradients, NoiseTunnel, Occlusion, Saliency
+    from captum.attr import IntegratedGradients, KernelShap, NoiseTunnel, Occlusion, Saliency
     from pytorch_grad_cam import ScoreCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -209,6 +209,20 @@ def _many_passes(
             ),
         },
     )  # fmt: skip
+    side = torch.arange(224) * 7 // 224
+    cells = side[:, None] * 7 + side
+    yield Case(
+        f"kernel_shap, 200 samples: {name}",
+        1.1,
+        {
+            "limit": forwards(200),
+            **both(pellucid.create("kernel_shap", n_samples=200)),
+            "captum, default": lambda: KernelShap(theirs).attribute(one, target=0, feature_mask=cells, n_samples=200),
+            "captum, best batch": lambda: KernelShap(theirs).attribute(
+                one, target=0, feature_mask=cells, n_samples=200, perturbations_per_eval=forward_size
+            ),
+        },
+    )
     masks = 100 if quick else 500
     yield Case(
         f"rise, {masks} masks: {name}",
@@ -237,23 +251,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds; a third of them for many passes")
     parser.add_argument("--quick", action="store_true", help="fewer masks; nothing is saved")
     parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument("--model", default="", help="only models whose name contains this")
     parser.add_argument("--no-peers", action="store_true", help="only the limit and ours; nothing is saved")
     options = parser.parse_args()
     rows = []
     for name in ("efficientnet_lite0", "resnet50"):
+        if options.model not in name:
+            continue
         for case in cases(name, options.quick):
             if options.only not in case.name:
                 continue
             contenders = {
                 n: c for n, c in case.contenders.items() if not options.no_peers or n.startswith(("limit", "pellucid"))
             }
-            heavy = any(word in case.name for word in ("rise", "occlusion", "score_cam", "integrated", "smoothgrad"))
+            heavy = any(
+                word in case.name for word in ("rise", "occlusion", "score_cam", "integrated", "smoothgrad", "kernel")
+            )
             repeats = max(2, options.rounds // 3) if heavy else options.rounds
             row = {"name": case.name, "aim": case.aim, **measure.ratios(contenders, "limit", repeats)}
             rows.append(row)
             print(case.name, row["ratio"], row["seconds"], flush=True)
-    if not (options.quick or options.only or options.no_peers):
-        measure.save("speed", rows)
+    if not (options.quick or options.no_peers):
+        measure.save("speed", measure.merged("speed", rows))
 
 
 if __name__ == "__main__":

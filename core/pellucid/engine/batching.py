@@ -9,11 +9,12 @@ import torch
 
 from pellucid.errors import ParameterError
 
-# Measured on 2-core CPUs at 224 x 224: forward passes are fastest around 16 rows and gradients around 8; larger batches
-# leave the caches and make the allocator return its pages, and get slower for each row (docs/architecture.md).
-FORWARD_BYTES = 480 * 2**20
-GRADIENT_BYTES = 240 * 2**20
-MOST_FORWARD = 16
+# Measured on 2-core CPUs at 224 x 224 (EfficientNet-Lite0 and resnet50, 90 MiB of outputs a row): forward passes are
+# fastest at 6 to 8 rows and gradients at 8; larger batches leave the caches and make the allocator return its pages,
+# and take up to half as long again for each row (docs/architecture.md).
+FORWARD_BYTES = 640 * 2**20
+GRADIENT_BYTES = 768 * 2**20
+MOST_FORWARD = 8
 MOST_GRADIENT = 8
 IMAGE = 3 * 224 * 224
 MOST_ROWS = 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pellucid.adapter import Adapter
+from pellucid.engine.parts import Parts
 from pellucid.engine.planner import Cost
 from pellucid.errors import ProtocolError
 from pellucid.protocol.leaves import each, tensors_of
@@ -26,6 +28,7 @@ class Finisher:
 
     Attributes:
         adapter: the model.
+        parts: the model's parts.
         sample: what was explained.
         classes: (B,) the class of each example, where the target is one.
         notes: what adapting the model and fitting the inputs did.
@@ -34,6 +37,7 @@ class Finisher:
     """
 
     adapter: Adapter
+    parts: Parts
     sample: Sample
     classes: Tensor | None
     notes: tuple[str, ...]
@@ -84,14 +88,19 @@ class Finisher:
             "target": TargetRecord(self.sample.target.describe(), self.classes),
             "inputs": each(lambda leaf: leaf.to(self.device), self.sample.inputs),
         }
+        if isinstance(result, Attribution) and result.error is not None:
+            changes["error"] = each(self._delivered, result.error)
         if layer is not None and getattr(result, "over", None) == "auto":
             changes["over"] = layer
-        return replace(result, **changes)
+        finished: Explanation = replace(result, **changes)
+        if self.sample.frame.present is not None and isinstance(finished, Attribution):
+            finished = self.sample.frame.present(finished)
+        return finished
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         """The digests of the model and of the inputs, which all results of the run share."""
-        return model_hash(self.adapter), _digest(tensors_of(self.sample.inputs))
+        return model_hash(self.adapter, self.parts), input_hash(tensors_of(self.sample.inputs))
 
     def _delivered(self, values: Tensor) -> Tensor:
         if values.dtype in (torch.float16, torch.bfloat16):
@@ -106,8 +115,13 @@ def general_checks(values: Any) -> list[Check]:
     leaves = [leaf.flatten(1) for leaf in tensors_of(values) if isinstance(leaf, Tensor) and leaf.dim() > 1]
     if not leaves:
         return []
-    infinite = torch.stack([(~torch.isfinite(leaf)).sum(dim=1) for leaf in leaves]).sum(dim=0)
-    constant = torch.stack([leaf.amax(dim=1) == leaf.amin(dim=1) for leaf in leaves]).all(dim=0)
+    extremes = [(leaf.amin(dim=1), leaf.amax(dim=1)) for leaf in leaves]
+    constant = torch.stack([low == high for low, high in extremes]).all(dim=0)
+    infinite = torch.zeros_like(constant, dtype=torch.long)
+    for leaf, ends in zip(leaves, extremes, strict=True):
+        # Counting takes longer than finding the extremes, which are not finite where any value is not.
+        if not bool(torch.isfinite(torch.stack(ends)).all()):
+            infinite = infinite + (~torch.isfinite(leaf)).sum(dim=1)
     return [
         Check.bound("finite", infinite, 0, "values that are NaN or infinite"),
         Check.bound("not constant", constant, 0, "1 where all values of an example are equal"),
@@ -134,35 +148,38 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__name__)
 
 
-def model_hash(adapter: Adapter) -> str:
+def model_hash(adapter: Adapter, parts: Parts) -> str:
     """A digest of a model's parameters and buffers: their names, shapes and some of their values."""
-    state = tuple(
-        (id(tensor), _version_of(tensor))
-        for part in adapter.module.modules()
-        for tensor in (*part._parameters.values(), *part._buffers.values())
-        if tensor is not None
-    )
+    state = parts.state
     known = adapter.cache.get("model hash")
     if known is None or known[0] != state:
-        # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
         named = [*adapter.module.named_parameters(), *adapter.module.named_buffers()]
-        tensors = [tensor.detach().flatten()[:: max(1, tensor.numel() // 100)] for _, tensor in named]
-        adapter.cache["model hash"] = known = (state, _digest(tensors, [name for name, _ in named]))
+        digest = hashlib.blake2b(repr([name for name, _ in named]).encode(), digest_size=8)
+        for _, tensor in named:
+            # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
+            digest.update(_form(tensor))
+            digest.update(_bytes(tensor.detach().flatten()[:: max(1, tensor.numel() // 100)]))
+        adapter.cache["model hash"] = known = (state, digest.hexdigest())
     return str(known[1])
 
 
-def _version_of(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def input_hash(inputs: list[Tensor]) -> str:
+    """A checksum of the inputs: all their bytes and their shapes."""
+    check = 0
+    for tensor in inputs:
+        # A checksum rather than a digest, which would cost several per cent of a pass on a small network.
+        check = zlib.crc32(_bytes(tensor), zlib.crc32(_form(tensor), check))
+    return f"{check:08x}"
 
 
-def _digest(tensors: list[Tensor], names: list[str] | None = None) -> str:
-    digest = hashlib.blake2b(repr(names).encode(), digest_size=8)
-    for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        values = tensor.detach().cpu()
-        values = values.float() if values.dtype == torch.bfloat16 else values
-        digest.update(values.contiguous().numpy().data)
-    return digest.hexdigest()
+def _form(tensor: Tensor) -> bytes:
+    return repr((tuple(tensor.shape), tensor.dtype)).encode()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    values = tensor.detach().cpu()
+    values = values.float() if values.dtype == torch.bfloat16 else values
+    return values.contiguous().numpy().data
 
 
 def _version() -> str:

@@ -5,39 +5,50 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator, Sequence
+from operator import is_
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pellucid.engine.parts import Parts, parts_of
+
 
 @contextlib.contextmanager
-def guarded(module: nn.Module, seed: int) -> Iterator[None]:
+def guarded(module: nn.Module, seed: int, parts: Parts | None = None) -> Iterator[bool]:
     """Runs a block with the model in eval mode, its parameters locked and every random state seeded; then undoes it.
 
     Modes (mixed ones too), buffers, `requires_grad` flags, gradients and random states are put back, also when the
     block ends by an error or by Ctrl-C. Parameters are locked, so that no gradient is ever computed for them.
 
     Modes, flags and random states are the process's, not the thread's: explain one model in one thread at a time.
+
+    Args:
+        module: the model.
+        seed: what the random states start from.
+        parts: the model's, where they are known already.
+
+    Yields:
+        Whether a part of the model was in train mode.
     """
-    # Walking a deep model takes milliseconds, so it is walked once for all that follows.
-    parts = list(module.modules())
-    parameters = list(module.parameters())
+    parts = parts or parts_of(module)
+    modules, parameters = list(parts.modules.values()), parts.parameters
+    modes = [part.training for part in modules]
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(True))
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(random_states(parameters, seed))
-        stack.enter_context(_modes(module, parts))
+        stack.enter_context(_modes(module, modules, modes))
         stack.enter_context(_locked(parameters))
-        stack.enter_context(_buffers(parts))
-        if any(isinstance(part, nn.RNNBase) for part in parts):
+        stack.enter_context(_buffers(modules))
+        if any(isinstance(part, nn.RNNBase) for part in modules):
             # cuDNN's recurrent layers refuse a backward pass in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if any(_is_compiled(part) for part in parts):
+        if any(map(_is_compiled, modules)):
             # A compiled module does not call the hooks of its parts.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
+        yield any(modes)
 
 
 @contextlib.contextmanager
@@ -60,18 +71,17 @@ def random_states(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _modes(module: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    modes = [(part, part.training) for part in parts]
+def _modes(module: nn.Module, parts: Sequence[nn.Module], modes: Sequence[bool]) -> Iterator[None]:
     try:
         # Through `eval` rather than by the flags, since a module may do more when its mode changes.
-        if any(training for _, training in modes):
+        if any(modes):
             module.eval()
         yield
     finally:
-        for part, training in modes:
+        for part, training in zip(parts, modes, strict=True):
             if part.training is not training and type(part).train is not nn.Module.train:
                 part.train(training)  # undoes what a module of its own kind did when its mode changed
-        for part, training in modes:
+        for part, training in zip(parts, modes, strict=True):
             if part.training is not training:
                 part.training = training
 
@@ -95,12 +105,13 @@ def _locked(parameters: Sequence[Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
     owned = [(part, dict(part._buffers)) for part in parts if part._buffers]
-    copies = [
-        (buffer, buffer.detach().clone(), buffer._version)
-        for _, buffers in owned
-        for buffer in buffers.values()
-        if buffer is not None and not buffer.is_inference()
-    ]
+    with torch.no_grad():
+        copies = [
+            (buffer, buffer.clone(), buffer._version)
+            for _, buffers in owned
+            for buffer in buffers.values()
+            if buffer is not None and not buffer.is_inference()
+        ]
     without = [part for part in parts if not part._buffers]
     try:
         yield
@@ -110,7 +121,8 @@ def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
                 if buffer._version != version:
                     buffer.copy_(before)
         for part, buffers in [*owned, *((part, {}) for part in without if part._buffers)]:
-            if {name: id(buffer) for name, buffer in part._buffers.items()} == {n: id(b) for n, b in buffers.items()}:
+            now = part._buffers
+            if now.keys() == buffers.keys() and all(map(is_, now.values(), buffers.values())):
                 continue
             for name in set(part._buffers.keys()) - set(buffers):
                 del part._buffers[name]

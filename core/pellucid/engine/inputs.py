@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from pellucid.adapter import Adapter
 from pellucid.engine.passes import Engine
+from pellucid.engine.tables import check_names, named, table
 from pellucid.errors import InputError
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.sample import Frame, Sample
@@ -29,14 +32,24 @@ def make_sample(engine: Engine, inputs: Any, target: Any, seed: int) -> tuple[Sa
     """
     adapter = engine.adapter
     notes: list[str] = []
-    values, extras, build = _taken_apart(adapter, inputs)
-    frame = Frame(build)
+    names: tuple[str, ...] | None = None
+    prepared = None if adapter.prepare is None else adapter.prepare(inputs)
+    if prepared is not None:
+        values, extras, frame = {"": prepared.inputs}, prepared.frame.extras, replace(prepared.frame, extras={})
+        notes.extend(prepared.notes)
+    else:
+        inputs, names = table(adapter.feature_names, inputs)
+        values, extras, build = _taken_apart(adapter, inputs)
+        frame = Frame(build, present=None if names is None else partial(named, names))
     fitted = {name: _fitted(name, tensor, engine, notes) for name, tensor in values.items()}
     frame.extras.update({name: extra.detach().to(engine.device).clone() for name, extra in extras.items()})
     counts = {name: int(tensor.shape[0]) for name, tensor in {**fitted, **extras}.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"the inputs have different numbers of examples: {counts}; expected the same first axis")
-    _check_rank(adapter.module, fitted)
+    if prepared is None:
+        _check_rank(adapter.module, fitted)
+        if names is not None and "" in fitted:
+            check_names(names, fitted[""])
     examples = next(iter(counts.values()))
     single = set(fitted) == {""}
     sample = Sample(
@@ -128,7 +141,7 @@ def _fitted(name: str, tensor: Tensor, engine: Engine, notes: list[str]) -> Tens
     if tensor.dim() == 0 or tensor.numel() == 0:
         raise InputError(f"{what} have shape {tuple(tensor.shape)}; expected (B, ...) with at least one example")
     tensor = tensor.detach()
-    if not bool(torch.isfinite(tensor).all()):
+    if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):  # the extremes of NaN are NaN
         bad = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
         shown = bad.nonzero().flatten().tolist()
         raise InputError(f"{what} are not finite (NaN or infinity) in {len(shown)} examples: {shown[:10]}; remove them")

@@ -91,6 +91,13 @@ class Trace:
             "finds the last map of positions before the head"
         )
 
+    def with_auto(self, name: str) -> Trace:
+        """The same, where "auto" means a layer by its name."""
+        try:
+            return replace(self, auto=self.find(name))
+        except LayerError as error:
+            return replace(self, auto=f"layer='auto' means '{name}' of this model, but {error}")
+
 
 def trace(module: nn.Module, run: Callable[[], Sequence[Tensor]], inputs: list[Tensor]) -> Trace:
     """Runs a model once on one example and notes every place where a tensor appears.

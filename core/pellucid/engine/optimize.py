@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.passes import Engine
 from pellucid.errors import ModelError
 from pellucid.protocol.sample import Sample
@@ -26,11 +27,13 @@ class Optimised:
 
     Attributes:
         module: the copy.
+        parts: its parts.
         folded: the convolutions whose BatchNorm was folded into them, which no longer give what they gave.
         change: the greatest change of an output, as a share of the greatest output.
     """
 
     module: nn.Module
+    parts: Parts
     folded: frozenset[str]
     change: float
 
@@ -50,7 +53,7 @@ def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
         keep: layers that are asked about, which are left as they are.
     """
     module = engine.adapter.module
-    state = tuple((name, id(tensor), tensor._version) for name, tensor in module.state_dict(keep_vars=True).items())
+    state = (engine.own.structure, engine.own.state)
     known = engine.adapter.cache.get(("optimised", keep))
     if known is None or known[0] != state:
         one = sample[0]
@@ -63,7 +66,7 @@ def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
         known = (state, _rewritten(module, run, keep))
         engine.adapter.cache[("optimised", keep)] = known
     optimised: Optimised = known[1]
-    engine.use(optimised.module, optimised.folded)
+    engine.use(optimised.module, optimised.parts, optimised.folded)
     return optimised.check
 
 
@@ -86,7 +89,7 @@ def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: froz
     made.to(memory_format=torch.channels_last)
     before, after = run(module), run(made)
     change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
-    return Optimised(made, frozenset(conv for conv, _ in pairs), change)
+    return Optimised(made, parts_of(made), frozenset(conv for conv, _ in pairs), change)
 
 
 class _Uses(TorchFunctionMode):

@@ -44,6 +44,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors, in order."""
     if isinstance(value, Tensor):
         yield value
+        return
     for part in (_parts(value) or {}).values():
         yield from tensors_in(part)
 
@@ -71,48 +72,62 @@ def _has_rows(value: Any, rows: int) -> bool:
 
 
 def _one_each(value: Any, rows: int) -> bool:
-    """Whether an output is a list with an entry for each row, as of a detection model, not of parts with all rows."""
-    if not isinstance(value, list) or len(value) != rows:
+    """Whether an output is a list with an entry for each row, as of a detection model, not of parts with all rows.
+
+    A list of dictionaries is taken for one; a list of anything else where its entries are alike and do not all have as
+    many rows.
+    """
+    if not isinstance(value, list) or len(value) != rows or len({type(entry) for entry in value}) != 1:
         return False
-    return all(isinstance(part, dict) for part in value) or not all(_has_rows(part, rows) for part in tensors_in(value))
+    if isinstance(value[0], dict):
+        return True
+    if isinstance(value[0], Tensor) and len({(entry.dim(), entry.dtype) for entry in value}) != 1:
+        return False
+    return not all(_has_rows(part, rows) for part in tensors_in(value))
+
+
+def _by_rows(function: Callable[[Any], Any], value: Any, rows: int) -> Any:
+    """Applies a function to every tensor with the rows on its first axis and every list with an entry for each."""
+    if _one_each(value, rows) or _has_rows(value, rows):
+        return function(value)
+    parts = _parts(value)
+    if parts is None:
+        return value
+    return _with_parts(value, {key: _by_rows(function, part, rows) for key, part in parts.items()})
 
 
 def cut(value: Any, start: int, stop: int, rows: int) -> Any:
     """The part of what a model returned for `rows` rows that belongs to some of them."""
     if start == 0 and stop == rows:
         return value
-    if _one_each(value, rows):
-        return value[start:stop]
-    return mapped(lambda tensor: tensor[start:stop] if _has_rows(tensor, rows) else tensor, value)
+    return _by_rows(lambda part: part[start:stop], value, rows)
 
 
 def by_draw(value: Any, draws: int, rows: int) -> Any:
     """Gives what was returned for `rows` rows, draw by draw, the derived axis first."""
     count = rows // draws
-    if _one_each(value, rows):
-        return [value[start : start + count] for start in range(0, rows, count)]
 
-    def unfolded(tensor: Tensor) -> Tensor:
-        return tensor.reshape(draws, count, *tensor.shape[1:]) if _has_rows(tensor, rows) else tensor
+    def unfolded(part: Any) -> Any:
+        if isinstance(part, list):
+            return [part[start : start + count] for start in range(0, rows, count)]
+        return part.reshape(draws, count, *part.shape[1:])
 
-    return mapped(unfolded, value)
+    return _by_rows(unfolded, value, rows)
 
 
 def joined(values: Sequence[Any], rows: Sequence[int]) -> Any:
     """Puts together what a model returned for some rows and for the next; what has no rows is taken from the first."""
-    if len(values) == 1:
-        return values[0]
-    if all(map(_one_each, values, rows)):
-        return [entry for value in values for entry in value]
-    return _joined_parts(values, rows)
-
-
-def _joined_parts(values: Sequence[Any], rows: Sequence[int]) -> Any:
     first = values[0]
+    if len(values) == 1:
+        return first
+    listed = all(isinstance(value, list) and len(value) == count for value, count in zip(values, rows, strict=True))
+    # One entry may happen to have as many detections as there are rows; the others show what the list is.
+    if listed and any(map(_one_each, values, rows)):
+        return [entry for value in values for entry in value]
     if all(map(_has_rows, values, rows)):
         return torch.cat(list(values))
     parts = [_parts(value) or {} for value in values]
     if not parts[0]:
         return first
     keys = [key for key in parts[0] if all(key in other for other in parts)]
-    return _with_parts(first, {key: _joined_parts([other[key] for other in parts], rows) for key in keys})
+    return _with_parts(first, {key: joined([other[key] for other in parts], rows) for key in keys})

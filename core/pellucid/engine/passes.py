@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
 from pellucid.adapter import Adapter
 from pellucid.engine.batching import is_out_of_memory
+from pellucid.engine.factors import ArgumentChanged, Parameters, ParameterWatch
 from pellucid.engine.guard import random_states
 from pellucid.engine.layers import Trace, trace
 from pellucid.engine.outputs import cut, mapped, tensors_in
-from pellucid.engine.segment import INPUT, Segment, Taken
+from pellucid.engine.parts import Parts, parts_of
+from pellucid.engine.reorder import ChannelsLast
+from pellucid.engine.segment import INPUT, By, Segment, Taken
 from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
 from pellucid.errors import LayerError, ModelError, PellucidError, TargetError, Unsuitable
+from pellucid.protocol.factors import Factors
 from pellucid.protocol.leaves import Leaves, each, tensors_of
 from pellucid.protocol.sample import Frame, Sample
 from pellucid.protocol.target import Score
@@ -38,52 +42,56 @@ class Engine:
 
     Attributes:
         adapter: the model.
+        own: the model's parts, found where they are not given.
         module: what runs: the model, or an optimised copy of it.
+        parts: the parts of what runs.
         folded: the layers of an optimised copy that no longer give what they gave.
         ways: how passes must run that fail otherwise, which is kept with the adapter: "contiguous" inputs (a view of
             them fails with the channels last), a "graph" from the inputs on whatever is asked (the model has a graph of
             its own, or recomputes parts of itself in the backward pass), or a place, whose output the model changes in
-            place by another name, so that a copy of it is kept.
+            place by another name, so that a copy of it is kept; or "copies" of what layers are given, which the model
+            changes later.
+        lent: parameters and buffers that stand for the module's own in a pass, or None.
     """
 
     adapter: Adapter
-    module: torch.nn.Module = field(init=False)
-    folded: frozenset[str] = frozenset()
+    own: Parts = field(default=None)  # type: ignore[assignment]
+    module: nn.Module = field(init=False)
+    parts: Parts = field(init=False)
+    folded: frozenset[str] = field(init=False)
+    lent: Mapping[str, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.module = self.adapter.module
         self.ways: set[str | Place] = self.adapter.cache.setdefault("ways", set())
-        self._convolves = any(isinstance(part, torch.nn.Conv2d) for part in self.module.modules())
+        self.own = self.own or parts_of(self.adapter.module)
+        self.use(self.adapter.module, self.own, frozenset())
+
+    def use(self, module: nn.Module, parts: Parts, folded: frozenset[str]) -> None:
+        """Runs on a module from now on: the model, or an optimised copy of it."""
+        self.module, self.parts, self.folded = module, parts, folded
+        self._weights = ChannelsLast(parts.modules.values(), self.adapter.cache)
 
     @property
     def memory_format(self) -> torch.memory_format:
         """The memory format of image inputs; convolutions are faster with the channels last."""
-        last = self._convolves and "contiguous" not in self.ways
+        last = self._weights.convolutions and "contiguous" not in self.ways
         return torch.channels_last if last else torch.contiguous_format
-
-    @cached_property
-    def _structure(self) -> tuple[tuple[str, int], ...]:
-        """The model's parts, by which a change of the model between runs is noticed."""
-        return tuple((name, id(part)) for name, part in self.module.named_modules())
-
-    def use(self, module: torch.nn.Module, folded: frozenset[str]) -> None:
-        """Runs on an optimised copy from now on."""
-        self.module, self.folded = module, folded
-        vars(self).pop("_structure", None)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return next((tensor.device for tensor in _state(self.adapter)), torch.device("cpu"))
+        return next((tensor.device for tensor in _tensors(self.own)), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype | None:
         """The floating type of the model's parameters, or None where it has none."""
-        return next((tensor.dtype for tensor in _state(self.adapter) if tensor.is_floating_point()), None)
+        return next((tensor.dtype for tensor in _tensors(self.own) if tensor.is_floating_point()), None)
 
     def _call(self, frame: Frame, inputs: Any, extras: dict[str, Tensor]) -> Any:
         args, kwargs = frame.build(inputs, extras)
         try:
+            if self.lent is not None:
+                return torch.func.functional_call(self.module, dict(self.lent), args, kwargs)
             return self.module(*args, **kwargs)
         except PellucidError:
             raise
@@ -115,14 +123,15 @@ class Engine:
         key = (
             "trace",
             self.folded,
+            self.adapter.layer,
             tuple(inputs) if isinstance(inputs, Leaves) else (),
             tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in tensors_of(inputs)),
             tuple((name, tuple(extra.shape[1:])) for name, extra in extras.items()),
         )
-        structure = self._structure
+        structure = self.parts.structure
         known = self.adapter.cache.get(key)
         if known is None or known[0] != structure:
-            one = each(lambda leaf: self._fresh(leaf[:1]).requires_grad_(leaf.is_floating_point()), inputs)
+            one = each(lambda leaf: self.fresh(leaf[:1]).requires_grad_(leaf.is_floating_point()), inputs)
             shown = each(lambda leaf: leaf.clone(), one)
             few = {name: extra[:1] for name, extra in extras.items()}
 
@@ -133,13 +142,16 @@ class Engine:
                 except ModelError:  # a detection model has none, and is explained by a function of its output
                     return list(tensors_in(raw))
 
-            with random_states(list(module.parameters()), 0):
-                found = self._somehow(lambda: trace(module, run, tensors_of(shown)))
+            with random_states(self.parts.parameters, 0):
+                found = self.somehow(lambda: trace(module, run, tensors_of(shown)))
+            if self.adapter.layer is not None:
+                found = found.with_auto(self.adapter.layer)
             self.adapter.cache[key] = known = (structure, found)
         places: Trace = known[1]
         return places
 
-    def _fresh(self, leaf: Tensor) -> Tensor:
+    def fresh(self, leaf: Tensor) -> Tensor:
+        """A copy of inputs in the memory format that the model runs in."""
         return same_format(leaf.detach(), self.memory_format)
 
     def _other_way(self, error: BaseException) -> str | Place | None:
@@ -148,13 +160,15 @@ class Engine:
         way: str | Place | None = None
         if isinstance(error, Overwritten):
             way = error.place
+        elif isinstance(error, ArgumentChanged):
+            way = "copies"
         elif isinstance(error, (ControlFlowChanged, CheckpointError)) or "does not require grad" in text:
             way = "graph"
         elif isinstance(error, RuntimeError) and "view size is not compatible" in text:
             way = "contiguous"
         return None if way in self.ways else way
 
-    def _somehow(self, function: Callable[[], T]) -> T:
+    def somehow(self, function: Callable[[], T]) -> T:
         """Runs a function, and again in other ways where the model needs them."""
         tried: list[str | Place] = []
         while True:
@@ -173,15 +187,65 @@ class Engine:
         for key in [key for key in self.adapter.cache if isinstance(key, tuple) and key[0] == "trace"]:
             del self.adapter.cache[key]
 
-    def run(self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place]) -> list[Taken]:
-        """Runs one forward pass over the segments' rows, and a backward pass for each target that wants gradients."""
-        return self._somehow(lambda: self._run(frame, segments, places))
+    def run(
+        self,
+        frame: Frame,
+        segments: Sequence[Segment],
+        places: Sequence[Place],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> list[Taken]:
+        """Runs one forward pass over the segments' rows, and a backward pass for each target that wants gradients.
+
+        Args:
+            frame: how the model is called.
+            segments: the rows.
+            places: the layers to keep.
+            weights: parameters and buffers in place of the model's own, by name.
+        """
+        self.lent = None if weights is None else self._fitted(weights)
+
+        def once() -> list[Taken]:
+            with self.weights_last():
+                return self._run(frame, segments, places)
+
+        return self._confirmed(frame, segments, places, self.somehow(once))
+
+    def weights_last(self) -> contextlib.AbstractContextManager[None]:
+        """Runs a block with the convolutions' weights in the memory format of the inputs."""
+        last = self.memory_format is torch.channels_last
+        return self._weights() if last else contextlib.nullcontext()
+
+    def _confirmed(
+        self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place], taken: list[Taken]
+    ) -> list[Taken]:
+        """What was taken, without factors of layers of which it was guessed wrongly where each example's rows lie.
+
+        One example alone leaves nothing to guess; it is run once for each form of inputs where there is a doubt.
+        """
+        found = [(one, by, g) for one in taken for all_by in one.gradients for by, g in all_by.items()]
+        doubtful = [(one, by, g) for one, by, g in found if isinstance(g, Factors) and g.doubtful]
+        if not doubtful:
+            return taken
+        forms = [tuple(leaf.shape[1:]) for leaf in tensors_of(segments[0].inputs)]
+        key = ("rows", self.parts.structure, *forms, sum(one.rows for one in segments), doubtful[0][2].doubtful)
+        wrong = self.adapter.cache.get(key)
+        if wrong is None:
+            alone = self._run(frame, [segments[0].first()], places)
+            pairs = zip(taken[0].gradients, alone[0].gradients, strict=True)
+            wrong = frozenset[str]().union(
+                *(g.differing(one[by]) for many, one in pairs for by, g in many.items() if isinstance(by, Parameters))
+            )
+            self.adapter.cache[key] = wrong
+        for one in taken:
+            for all_by in one.gradients:
+                all_by.update({by: g.without(wrong) for by, g in all_by.items() if isinstance(g, Factors)})
+        return taken
 
     def _run(self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place]) -> list[Taken]:
         wanted = {by for segment in segments for scored in segment.targets for by in scored.by}
         rows = sum(segment.rows for segment in segments)
         joined = segments[0].inputs if len(segments) == 1 else _joined([segment.inputs for segment in segments])
-        leaves = each(self._fresh, joined)
+        leaves = each(self.fresh, joined)
         extras = {
             name: torch.cat([segment.extras[name] for segment in segments]).clone() for name in segments[0].extras
         }
@@ -193,18 +257,43 @@ class Engine:
         # The model gets a copy, since it may change its inputs in place, which autograd forbids for leaves.
         shown = each(lambda leaf: leaf.clone() if leaf.requires_grad else leaf, leaves)
         watch = Watch(self.module, places, starts=starts, careful=self.ways)
-        with torch.set_grad_enabled(bool(wanted) or "graph" in self.ways), watch():
+        uses = self._watch_parameters(wanted, rows)
+        with torch.set_grad_enabled(bool(wanted) or "graph" in self.ways), watch(), uses or contextlib.nullcontext():
             raw = self._call(frame, shown, extras)
-        for place, kept in watch.kept.items():
-            if kept.dim() == 0 or kept.shape[0] != rows:
-                raise LayerError(
-                    f"layer '{place.layer.name}' gives {tuple(kept.shape)} for {rows} examples; expected the examples "
-                    "on the first axis. Name the layer around it"
-                )
-        taken = self._score(segments, raw, watch.kept, rows)
-        return self._differentiate(segments, taken, watch.kept, leaves)
+        if uses is not None:
+            uses.check()
+        check_rows(watch.kept, rows)
+        taken = self.score(segments, raw, watch.kept, rows)
+        return self._differentiate(segments, taken, watch.kept, leaves, uses)
 
-    def _score(
+    def _fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the model's own types, on its device.
+
+        Raises:
+            ModelError: when they are those of another model.
+        """
+        own = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        # Tied parameters have several names, of which the first is enough.
+        given = {name: tensor for name, tensor in weights.items() if name in own}
+        strange = weights.keys() - given.keys() - self.module.state_dict().keys()
+        shapes = [name for name, tensor in given.items() if tensor.shape != own[name].shape]
+        if strange or shapes or not given:
+            raise ModelError(
+                f"the weights are not those of {self.adapter.name}: {sorted(strange)[:3] or shapes[:3]} are unknown or "
+                "of another shape; expected names and shapes as in the model's state_dict"
+            )
+        return {name: tensor.detach().to(own[name]) for name, tensor in given.items()}
+
+    def _watch_parameters(self, wanted: set[Any], rows: int) -> ParameterWatch | None:
+        """What notes the uses of parameters, where gradients by them are wanted."""
+        patterns = [by for by in wanted if isinstance(by, Parameters)]
+        if not patterns:
+            return None
+        named = dict(self.module.named_parameters())
+        names = frozenset[str]().union(*(one.among(list(named)) for one in patterns))
+        return ParameterWatch({**named, **(self.lent or {})}, names, rows, copies="copies" in self.ways)
+
+    def score(
         self, segments: Sequence[Segment], raw: Any, kept: dict[Place, Tensor], rows: int
     ) -> list[tuple[Segment, Any, Tensor | None, list[Tensor], int]]:
         """Scores every segment's rows; the graphs are still there."""
@@ -237,7 +326,8 @@ class Engine:
                     logits=here,
                     examples=segment.examples,
                     activations={name: kept[place][start:stop] for name, place in target.layers.items()},
-                    base=_scattered(here().detach(), segment.examples) if isinstance(base, str) else base,
+                    base=scattered(here().detach(), segment.examples) if isinstance(base, str) else base,
+                    derived=segment.derived,
                 )
                 scores.append(_checked(target.target.score(given), segment.rows))
             scored.append((segment, part, None if logits is None else here(), scores, start))
@@ -250,8 +340,9 @@ class Engine:
         scored: list[tuple[Segment, Any, Tensor | None, list[Tensor], int]],
         kept: dict[Place, Tensor],
         leaves: Any,
+        uses: ParameterWatch | None,
     ) -> list[Taken]:
-        by_target: list[dict[Place | str, Any]] = []
+        by_target: list[dict[By, Any]] = []
         backwards = 0
         wanting = [
             (index, sorted({by for segment in segments for by in segment.targets[index].by}, key=_order))
@@ -266,17 +357,19 @@ class Engine:
             if not total.requires_grad:
                 raise Unsuitable(_DETACHED.format("inputs" if INPUT in by else [_order(one) for one in by]))
             backwards += 1
-            tensors = [t for one in by for t in (tensors_of(leaves) if one == INPUT else [kept[one]])]  # type: ignore[index]
-            gradients = self._backward(total, tensors, retain=index != last)
-            found: dict[Place | str, Any] = {}
-            for one in by:
-                count = len(tensors_of(leaves)) if isinstance(one, str) else 1
-                own, gradients = gradients[:count], gradients[count:]
-                found[one] = _by_inputs(own, leaves) if isinstance(one, str) else _by_layer(own[0], one)
+            tensors = [_sources(one, leaves, kept, uses) for one in by]
+            gradients = self._backward(total, [t for several in tensors for t in several], retain=index != last)
+            found: dict[By, Any] = {}
+            for one, several in zip(by, tensors, strict=True):
+                own, gradients = gradients[: len(several)], gradients[len(several) :]
+                if isinstance(one, Parameters) and uses is not None:
+                    found[one] = uses.factors(own, one)
+                else:
+                    found[one] = by_inputs(own, leaves) if isinstance(one, str) else by_layer(own[0], one)  # type: ignore[arg-type]
             by_target.append(found)
-        return self._shares(segments, scored, kept, by_target, backwards)
+        return self.shares(segments, scored, kept, by_target, backwards)
 
-    def _backward(self, total: Tensor, tensors: list[Tensor], *, retain: bool) -> list[Tensor | None]:
+    def _backward(self, total: Tensor, tensors: list[Any], *, retain: bool) -> list[Tensor | None]:
         """The gradients of a score by tensors."""
         try:
             return list(torch.autograd.grad(total, tensors, retain_graph=retain, allow_unused=True))
@@ -286,11 +379,11 @@ class Engine:
             raise ModelError(f"the backward pass through {self.adapter.name} failed: {error}") from error
 
     @staticmethod
-    def _shares(
+    def shares(
         segments: Sequence[Segment],
         scored: list[tuple[Segment, Any, Tensor | None, list[Tensor], int]],
         kept: dict[Place, Tensor],
-        by_target: list[dict[Place | str, Any]],
+        by_target: list[dict[By, Any]],
         backwards: int,
     ) -> list[Taken]:
         """Cuts what a pass gave into what each segment gets of it."""
@@ -314,19 +407,38 @@ class Engine:
         return results
 
 
-def _scattered(logits: Tensor, examples: Tensor) -> Tensor:
+def check_rows(kept: Mapping[Place, Tensor], rows: int) -> None:
+    """Refuses layers whose outputs do not have the examples on their first axis."""
+    for place, one in kept.items():
+        if one.dim() == 0 or one.shape[0] != rows:
+            raise LayerError(
+                f"layer '{place.layer.name}' gives {tuple(one.shape)} for {rows} examples; expected the examples on "
+                "the first axis. Name the layer around it"
+            )
+
+
+def scattered(logits: Tensor, examples: Tensor) -> Tensor:
     """Rows of the base sample itself, placed by example, so that a target finds the base of each of them."""
     spread = logits.new_zeros((int(examples.max()) + 1, *logits.shape[1:]))
     return spread.index_copy_(0, examples.to(logits.device), logits)
 
 
-def _order(by: Place | str) -> str:
-    return by if isinstance(by, str) else by.layer.name
+def _tensors(parts: Parts) -> Iterator[Tensor]:
+    yield from parts.parameters
+    yield from parts.buffers
 
 
-def _state(adapter: Adapter) -> Any:
-    yield from adapter.module.parameters()
-    yield from adapter.module.buffers()
+def _order(by: By) -> str:
+    return by if isinstance(by, str) else "the parameters" if isinstance(by, Parameters) else by.layer.name
+
+
+def _sources(by: By, leaves: Any, kept: dict[Place, Tensor], uses: ParameterWatch | None) -> list[Any]:
+    """Where in the graph something is that gradients are wanted by."""
+    if isinstance(by, str):
+        return tensors_of(leaves)
+    if isinstance(by, Parameters):
+        return [] if uses is None else uses.edges
+    return [kept[by]]
 
 
 def _differentiable(leaf: Tensor) -> Tensor:
@@ -338,7 +450,8 @@ def _differentiable(leaf: Tensor) -> Tensor:
     return leaf.requires_grad_()
 
 
-def _by_inputs(gradients: list[Tensor | None], leaves: Any) -> Any:
+def by_inputs(gradients: list[Tensor | None], leaves: Any) -> Any:
+    """Gradients by the inputs, in their form."""
     if all(gradient is None for gradient in gradients):
         raise Unsuitable(_DETACHED.format("inputs"))
     # One of several inputs may not matter for a target: then its gradient is zero.
@@ -346,7 +459,8 @@ def _by_inputs(gradients: list[Tensor | None], leaves: Any) -> Any:
     return each(lambda leaf: torch.zeros_like(leaf) if (part := next(parts)) is None else part.contiguous(), leaves)
 
 
-def _by_layer(gradient: Tensor | None, place: Place) -> Tensor:
+def by_layer(gradient: Tensor | None, place: Place) -> Tensor:
+    """The gradient by a layer's output."""
     if gradient is None:
         raise LayerError(
             f"the target does not depend on layer '{place.layer.name}'; choose a layer between the inputs and the "

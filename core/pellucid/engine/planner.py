@@ -13,6 +13,7 @@ from torch import Tensor
 from pellucid.engine.batching import is_out_of_memory, release, rows_at_once
 from pellucid.engine.outputs import tensors_in
 from pellucid.engine.passes import Engine
+from pellucid.engine.rulepass import rule_pass
 from pellucid.engine.segment import Taken
 from pellucid.engine.station import Request, Station, alike, classes_of, halves, stations_of
 from pellucid.engine.watch import ControlFlowChanged, version_of
@@ -169,7 +170,7 @@ class Planner:
         return None if known is None else known[1]
 
     def _classes(self, sample: Sample) -> Tensor | None:
-        return classes_of(sample.target, self.base(sample), len(sample))
+        return classes_of(sample, self.base)
 
     def _round(self, drives: Mapping[str, Drive], pending: dict[str, Look], outcome: Outcome) -> None:
         """Serves all pending looks, then lets their techniques go on."""
@@ -301,7 +302,11 @@ class Planner:
                 else 50 * numel * inputs[0].element_size()
             )
             size = rows_at_once(
-                "auto", bytes_per_row=per_row, numel=numel, gradients=gradients, device=self.engine.device
+                "auto",
+                bytes_per_row=per_row * (1 if station.reference is None else 2),
+                numel=numel,
+                gradients=gradients,
+                device=self.engine.device,
             )
         return min(size, self._limit or size)
 
@@ -311,7 +316,11 @@ class Planner:
         started = time.perf_counter()
         try:
             segments = [station.segment(start, stop, self._bases) for station, start, stop in batch]
-            taken = self.engine.run(batch[0][0].sample.frame, segments, batch[0][0].places)
+            first = batch[0][0]
+            if first.rules is None:
+                taken = self.engine.run(first.sample.frame, segments, first.places, first.weights)
+            else:
+                taken = [rule_pass(self.engine, first.sample.frame, segments[0], first.places, first.rules)]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -358,7 +367,7 @@ class Planner:
     ) -> None:
         rows = sum(stop - start for _, start, stop in batch)
         outcome.total.calls += 1
-        outcome.total.forward += rows
+        outcome.total.forward += rows * taken[0].forwards
         outcome.total.backward += rows * taken[0].backwards
         outcome.total.seconds += seconds
         for station, start, stop in batch:
@@ -367,7 +376,7 @@ class Planner:
                 backwards[request.name] = max(backwards.get(request.name, 0), request.backwards)
             for name, passes in backwards.items():
                 cost = drives[name].cost
-                cost.forward += stop - start
+                cost.forward += (stop - start) * taken[0].forwards
                 cost.backward += (stop - start) * passes
                 cost.calls += 1
                 cost.seconds += seconds * (stop - start) / rows / len(backwards)

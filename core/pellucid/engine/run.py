@@ -16,6 +16,7 @@ from pellucid.engine.finish import Finisher
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.optimize import optimise
+from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.passes import Engine
 from pellucid.engine.planner import Cost, Drive, Outcome, Planner, Progress
 from pellucid.engine.segment import INPUT
@@ -65,18 +66,19 @@ class Run:
     def execute(self) -> Outcome:
         """Does the run; nothing of the model or the process is changed afterwards."""
         module = self.adapter.module
-        trained = any(part.training for part in module.modules())
         with ExitStack() as stack:
             # The run's own modes come before anything is made, so that no tensor is bound to inference mode.
-            stack.enter_context(guarded(module, self.seed))
+            parts = parts_of(module)
+            trained = stack.enter_context(guarded(module, self.seed, parts))
             if self.device is not None:
                 device = _device(self.device)
-                stack.callback(module.to, Engine(self.adapter).device)
+                stack.callback(module.to, Engine(self.adapter, parts).device)
                 module.to(device)
-            return self._execute(trained)
+                parts = parts_of(module)  # moving a model exchanges its buffers
+            return self._execute(parts, trained)
 
-    def _execute(self, trained: bool) -> Outcome:
-        engine = Engine(self.adapter)
+    def _execute(self, parts: Parts, trained: bool) -> Outcome:
+        engine = Engine(self.adapter, parts)
         sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")
@@ -109,8 +111,9 @@ class Run:
         notes, checks = found
         finisher = Finisher(
             self.adapter,
+            engine.own,
             sample,
-            classes_of(sample.target, planner.base(sample), len(sample)),
+            classes_of(sample, planner.base),
             (*self.adapter.notes, *notes),
             checks,
             given.device if isinstance(given, Tensor) else torch.device("cpu"),
@@ -159,7 +162,10 @@ def _device(device: torch.device | str) -> torch.device:
 
 
 def uses_of(technique: Any) -> frozenset[str] | None:
-    """What a technique declared that it asks of a model; None where it was made without its record."""
+    """What a technique declared that it asks of a model; None where it was made without its record.
+
+    A technique that may be told `layer=None` then works on the inputs themselves, and asks for no activations.
+    """
     record: Technique | None = getattr(technique, "technique", None)
     if record is None:
         return None
@@ -167,7 +173,8 @@ def uses_of(technique: Any) -> frozenset[str] | None:
     inner = [uses_of(value) for value in technique.get_params().values() if isinstance(value, Explainer)]
     if any(uses is None for uses in inner):
         return None
-    return frozenset(record.uses).union(*(uses for uses in inner if uses is not None))
+    own = record.uses - {"activations"} if technique.get_params().get("layer", "") is None else record.uses
+    return frozenset(own).union(*(uses for uses in inner if uses is not None))
 
 
 def check_suits(adapter: Adapter, technique: Any) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from pellucid.engine.factors import Parameters
 from pellucid.engine.watch import Place
+from pellucid.protocol.leaves import each
 from pellucid.protocol.target import Target
+from pellucid.rules.ledger import Ledger
 
 INPUT = "input"
+
+By: TypeAlias = Place | str | Parameters
+"""What a score is differentiated by: a place, "input", or parameters."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +27,12 @@ class Scored:
     Attributes:
         target: the target.
         layers: the places of the target's own layers, by name.
-        by: what the gradient is wanted by: places, and "input".
+        by: what the gradient is wanted by.
     """
 
     target: Target
     layers: Mapping[str, Place]
-    by: tuple[Place | str, ...]
+    by: tuple[By, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +46,8 @@ class Segment:
         targets: the targets; all segments of a pass have equally many.
         base: for each target, the logits at its base sample, or None; "here" where these rows are that sample's.
         draws: (rows,) which draw of the derived sample each row is.
+        derived: whether the rows are of a derived sample.
+        reference: (rows, ...) the reference of each row, for rules that compare with one.
     """
 
     inputs: Any
@@ -48,6 +56,14 @@ class Segment:
     targets: tuple[Scored, ...]
     base: tuple[Tensor | str | None, ...]
     draws: Tensor
+    derived: bool = False
+    reference: Any = None
+
+    def first(self) -> Segment:
+        """The first row alone."""
+        extras = {name: extra[:1] for name, extra in self.extras.items()}
+        inputs = each(lambda leaf: leaf[:1], self.inputs)
+        return replace(self, inputs=inputs, extras=extras, examples=self.examples[:1], draws=self.draws[:1])
 
     @property
     def rows(self) -> int:
@@ -64,13 +80,19 @@ class Taken:
         logits: the part of it that holds the scores, or None where it was not needed.
         scores: a tensor (rows,) for each target.
         activations: by place.
-        gradients: for each target, by place or "input".
+        gradients: for each target, by what they are by.
         backwards: how many backward passes it took.
+        forwards: how many forward passes it took.
+        ledgers: for each target, what a rule pass carried, or None.
+        reference_scores: the scores at the reference, where there is one.
     """
 
     raw: Any
     logits: Tensor | None
     scores: list[Tensor]
     activations: dict[Place, Tensor]
-    gradients: list[dict[Place | str, Any]]
+    gradients: list[dict[By, Any]]
     backwards: int
+    forwards: int = 1
+    ledgers: Sequence[Ledger | None] = ()
+    reference_scores: Sequence[Tensor] = ()

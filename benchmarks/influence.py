@@ -1,0 +1,146 @@
+"""Influence: the exact tangent kernel against its limit and peers, in time and memory.
+
+`python -m benchmarks.influence PATH_TO_MNIST.npz [--peers]`: 8000 training digits, 1000 queries, 225,034 parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional as F
+
+import pellucid
+from benchmarks.measure import save
+
+TRAIN, QUERIES = 8000, 1000
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 10),
+    ).eval()  # fmt: skip
+
+
+def digits(path: str) -> tuple[Tensor, Tensor]:
+    data = np.load(path)
+    images = torch.tensor(data["images"]).float().reshape(-1, 1, 28, 28) / 255
+    return images[: TRAIN + QUERIES], torch.tensor(data["labels"]).long()[: TRAIN + QUERIES]
+
+
+def raw_passes(model: nn.Sequential, x: Tensor, y: Tensor, size: int) -> None:
+    """Forward and backward to the first layer's output, the least that any exact kernel needs."""
+    for start in range(0, len(x), size):
+        first = model[0](x[start : start + size]).detach().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model[1:](first), y[start : start + size], reduction="sum"), first)
+
+
+def multiplications(count: float) -> float:
+    """The seconds that so many multiplications take at the machine's matrix rate."""
+    one, other = torch.randn(1024, 18432), torch.randn(1000, 18432)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        torch.mm(one, other.T)
+        times.append(time.perf_counter() - started)
+    return count / (1024 * 1000 * 18432 / min(times))
+
+
+def limit(model: nn.Sequential, x: Tensor, y: Tensor) -> dict[str, float]:
+    model.requires_grad_(False)
+    passes = []
+    for size in (64, 128, 256):
+        raw_passes(model, x[:size], y[:size], size)
+        started = time.perf_counter()
+        raw_passes(model, x[:2304], y[:2304], size)
+        passes.append((time.perf_counter() - started) * len(x) / 2304)
+    # For each pair: convolutions written out; for linear layers inputs and output gradients, and biases.
+    each = 9 * 32 + 32 + 288 * 64 + 64 + (1600 + 128) + (128 + 10)
+    return {"passes": min(passes), "multiplications": multiplications(float(each) * TRAIN * QUERIES)}
+
+
+def ours(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    technique = pellucid.create("ntk_influence", train=(x[:TRAIN], y[:TRAIN]))
+    values: Tensor = pellucid.explain(model, x[TRAIN:], technique, pellucid.Loss(y[TRAIN:])).values
+    return values
+
+
+def by_vmap(model: nn.Sequential, x: Tensor, y: Tensor, size: int = 128) -> Tensor:
+    """All gradients written out by vmap(grad), in blocks."""
+    parameters = {name: tensor.detach() for name, tensor in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, parameters, (image[None],)), label[None])
+
+    each = vmap(grad(loss), in_dims=(None, 0, 0))
+
+    def rows(start: int, stop: int) -> Tensor:
+        return torch.cat([g.flatten(1) for g in each(parameters, x[start:stop], y[start:stop]).values()], dim=1)
+
+    queries = torch.cat([rows(s, s + size) for s in range(TRAIN, TRAIN + QUERIES, size)])
+    return -torch.cat([queries @ rows(s, s + size).T for s in range(0, TRAIN, size)], dim=1)
+
+
+def by_captum(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
+    from captum.influence import TracInCP
+
+    data = torch.utils.data.TensorDataset(x[:TRAIN], y[:TRAIN])
+    peer = TracInCP(
+        model.requires_grad_(True), data, ["one"], lambda *_: 1.0,
+        loss_fn=nn.CrossEntropyLoss(reduction="none"), batch_size=250,
+    )  # fmt: skip
+    return -torch.as_tensor(peer.influence((x[TRAIN:], y[TRAIN:])))
+
+
+WAYS: dict[str, Callable[[nn.Sequential, Tensor, Tensor], Tensor]] = {
+    "ours": ours,
+    "vmap": by_vmap,
+    "captum": by_captum,
+}
+
+
+def measured(way: str, path: str) -> dict[str, float]:
+    """Seconds and greatest memory of one way, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.influence", path, "--way", way]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return dict(zip(("seconds", "gigabytes", "before"), map(float, told[-3:]), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path")
+    parser.add_argument("--way", choices=sorted(WAYS))
+    parser.add_argument("--peers", action="store_true")
+    given = parser.parse_args()
+    x, y = digits(given.path)
+    model = network()
+    if given.way:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        times = []
+        for _ in range(2 if given.way == "ours" else 1):
+            started = time.perf_counter()
+            WAYS[given.way](model, x, y)
+            times.append(time.perf_counter() - started)
+        print(statistics.median_low(times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, before)
+        return
+    rows: dict[str, object] = {"limit": limit(model, x, y)}
+    for way in ("ours", "vmap", "captum") if given.peers else ("ours",):
+        rows[way] = measured(way, given.path)
+        print(way, rows[way])
+    print(rows)
+    save("influence", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The parts of a model, found in one walk: deep models have hundreds, and each walk takes a share of a small pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from pellucid.engine.watch import version_of
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a model is made of, each thing once.
+
+    Attributes:
+        modules: by name, in the order of `named_modules`.
+    """
+
+    modules: dict[str, nn.Module]
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, as they were when first asked."""
+        return _distinct(part._parameters for part in self.modules.values() if part._parameters)
+
+    @cached_property
+    def buffers(self) -> list[Tensor]:
+        """All buffers, as they were when first asked."""
+        return _distinct(part._buffers for part in self.modules.values() if part._buffers)
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What changes when a module is added, removed, renamed or exchanged."""
+        return tuple(self.modules), tuple(map(id, self.modules.values()))
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """What changes when a parameter or buffer is exchanged, moved, or changed in place.
+
+        A change in place through `.data` does not show: autograd does not count it.
+        """
+        tensors = [*self.parameters, *self.buffers]
+        return tuple(map(id, tensors)), tuple(map(Tensor.data_ptr, tensors)), tuple(map(version_of, tensors))
+
+
+def parts_of(module: nn.Module) -> Parts:
+    """Walks through a model once."""
+    modules: dict[str, nn.Module] = {}
+    seen: set[nn.Module] = set()
+    waiting = [("", module)]
+    while waiting:
+        name, part = waiting.pop()
+        if part in seen:
+            continue
+        seen.add(part)
+        modules[name] = part
+        if children := part._modules:
+            prefix = f"{name}." if name else ""
+            waiting += [(prefix + key, child) for key, child in reversed(children.items()) if child is not None]
+    return Parts(modules)
+
+
+def _distinct(groups: Iterable[dict[str, Any]]) -> list[Any]:
+    return list({id(tensor): tensor for own in groups for tensor in own.values() if tensor is not None}.values())
