@@ -96,3 +96,14 @@ def pellucid_techniques() -> Iterator[Technique]:
         tags={"image", "layer", "perturbation"},
         reference="Wang et al., 2020",
     )
+    yield Technique(
+        "guided_grad_cam",
+        kind="explainer",
+        summary="Grad-CAM's map, upsampled to the image, times guided backpropagation.",
+        target="pellucid_cam.guided_grad_cam:GuidedGradCAM",
+        explains="decision",
+        output="attribution",
+        uses={"outputs", "activations", "gradients", "rules"},
+        tags={"image", "layer", "rules"},
+        reference="Selvaraju et al., 2017",
+    )

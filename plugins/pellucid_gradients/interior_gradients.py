@@ -51,4 +51,4 @@ class InteriorGradients(Explainer):
             (sample.inputs - sample.baseline(self.baselines)) * slopes, here.scores, there.scores[0]
         )
         note = "relative error of f(x) - f(baseline) as the sum of (x - baseline) times the values"
-        return Attribution(slopes, over="input", checks=(Check.bound("quadrature", error, 0.05, note),))
+        return Attribution(slopes, over="input", reduce="norm", checks=(Check.bound("quadrature", error, 0.05, note),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pellucid import (
     Attribution,
@@ -29,11 +29,13 @@ class Noisy:
         mean: the mean over the draws, (B, ...).
         variance: the variance over the draws, dividing by their number.
         over: what the attribution is over.
+        reduce: how its channels become one value.
     """
 
     mean: Any
     variance: Any
     over: Any = "input"
+    reduce: Literal["sum", "once", "norm"] = "sum"
 
 
 def made(of: Explainer | str | None) -> Explainer | None:
@@ -65,7 +67,7 @@ def under_noise(
         noisy = sample.jittered(n, noise)
         if not squared:
             seen = yield Look(at=noisy, gradients=["input"], fold=Moments())
-            return Noisy(seen.gradients["input"], seen.spread["gradients"]["input"])
+            return Noisy(seen.gradients["input"], seen.spread["gradients"]["input"], reduce="norm")
 
         def powers(part: Part) -> tuple[Any, Any]:
             square = part.gradients["input"] ** 2
@@ -85,4 +87,4 @@ def under_noise(
         )
     draws = inner.values.unflatten(0, (n, len(sample)))
     draws = draws**2 if squared else draws
-    return Noisy(draws.mean(dim=0), draws.var(dim=0, correction=0), inner.over)
+    return Noisy(draws.mean(dim=0), draws.var(dim=0, correction=0), inner.over, inner.reduce)

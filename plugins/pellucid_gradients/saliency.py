@@ -35,4 +35,4 @@ class Saliency(Explainer):
         """One forward and one backward pass."""
         seen = yield Look(at=sample, gradients=["input"])
         slopes = seen.gradients["input"]
-        return Attribution(slopes if self.signed else slopes.abs(), over="input")
+        return Attribution(slopes if self.signed else slopes.abs(), over="input", reduce="norm")

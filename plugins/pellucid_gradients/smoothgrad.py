@@ -56,4 +56,4 @@ class SmoothGrad(Explainer):
         error = noise_share(noisy.mean, noisy.variance, self.n_samples)
         note = f"standard error over {self.n_samples} draws, as a share of the values' norm"
         check = Check.bound("monte_carlo_error", error, NOISE_TOLERANCE, note)
-        return Attribution(noisy.mean, over=noisy.over, checks=(check,))
+        return Attribution(noisy.mean, over=noisy.over, reduce=noisy.reduce, checks=(check,))

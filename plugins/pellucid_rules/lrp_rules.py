@@ -1,0 +1,409 @@
+"""The rules of layer-wise relevance propagation: how an op's relevance is shared out among its inputs.
+
+z_ij is what input i contributes to output j, z_j their sum with the bias, R_j the output's relevance. Each rule says
+R_i. A stabilizer moves a denominator away from zero, by its own sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pellucid import Node, ParameterError, Rule
+from pellucid_rules.shares import divided, shares_of, times
+
+Given = Sequence[Tensor | None]
+
+
+def _at_least_zero(rule: Rule, *names: str) -> None:
+    for name in names:
+        value = getattr(rule, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise ParameterError(f"{type(rule).__name__}({name}={value!r}): expected a number that is at least 0")
+
+
+@dataclass(frozen=True)
+class Epsilon(Rule):
+    """Shares by contribution: R_i = sum over j of z_ij / (z_j + epsilon sign z_j) R_j.
+
+    Bach et al., 2015; LRP-0 for `epsilon=0`. A large epsilon absorbs the relevance of weak outputs, and so removes
+    noise. The bias counts as a contribution and keeps its share.
+
+    Attributes:
+        epsilon: the stabilizer, in units of the outputs.
+    """
+
+    epsilon: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "epsilon")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """Two multiplications around the gradient."""
+        return times(node.inputs, node.vjp(divided(carried, node.output, self.epsilon)))
+
+
+@dataclass(frozen=True)
+class Gamma(Rule):
+    """Prefers what pulls the way the output went: contributions of its sign weigh 1 + gamma, the others 1.
+
+    The generalised rule (Andéol et al., 2021); for inputs that are not negative and positive outputs it is that of
+    Montavon et al., 2019: the weights w + gamma max(w, 0). 0 is `Epsilon`, infinity `ZPlus`.
+
+    Attributes:
+        gamma: the further weight.
+        stabilizer: in units of the outputs.
+    """
+
+    gamma: float = 0.25
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "gamma", "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One further pass through the op, and one or two gradients."""
+        shares, gamma = shares_of(node), self.gamma
+        up = shares.total > 0
+        weighed = shares.total + gamma * torch.where(up, shares.positive, shares.negative)
+        each = divided(carried, weighed, self.stabilizer)
+        if node.kind == "weighted" and not shares.signed and not bool((each.ne(0) & ~up).any()):
+            weight = _weight(self, node)
+            return times(node.inputs, node.vjp(each, weight=weight + gamma * weight.clamp(min=0)))
+        more = (1 + gamma) * each
+        return shares.back(torch.where(up, more, each), torch.where(up, each, more))
+
+
+@dataclass(frozen=True)
+class AlphaBeta(Rule):
+    """Shares by sign: R_i = sum over j of (alpha z_ij+ / z_j+ - beta z_ij- / z_j-) R_j, with alpha - beta = 1.
+
+    Bach et al., 2015. z_j+ and z_j- are the sums of the positive and of the negative contributions, each with the bias
+    where it has its sign.
+
+    Attributes:
+        alpha: for the positive contributions.
+        beta: for the negative ones.
+        stabilizer: in units of the outputs.
+        bias: whether the bias counts as a contribution; without it all relevance is handed on.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float = 1e-6
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "alpha", "beta", "stabilizer")
+        if abs(self.alpha - self.beta - 1) > 1e-9:
+            raise ParameterError(
+                f"AlphaBeta(alpha={self.alpha:g}, beta={self.beta:g}): alpha - beta is {self.alpha - self.beta:g}; "
+                f"expected 1, so that relevance is conserved: alpha={self.beta + 1:g}, or beta={self.alpha - 1:g}"
+            )
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One further pass through the op, and one gradient for each sign."""
+        shares = shares_of(node, bias=self.bias)
+        up = shares.over_positive(self.alpha * carried, self.stabilizer)
+        return shares.back(up, shares.over_negative(-self.beta * carried, self.stabilizer) if self.beta else None)
+
+
+@dataclass(frozen=True)
+class ZPlus(Rule):
+    """Shares by positive contribution alone: R_i = sum over j of z_ij+ / z_j+ R_j.
+
+    Montavon et al., 2017, for inputs that are not negative, the weights max(w, 0); for signed inputs all positive
+    contributions count, as in alpha1-beta0, which it equals behind ReLUs. Behind other activations an output may have
+    relevance and no positive contribution; it hands it to the negative ones in proportion, in place of losing it.
+
+    Attributes:
+        stabilizer: in units of the outputs.
+        bias: whether a positive bias counts as a contribution; without it all relevance is handed on, as in the paper.
+    """
+
+    stabilizer: float = 1e-6
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One further pass through the op."""
+        shares = shares_of(node, bias=self.bias)
+        up = shares.over_positive(carried, self.stabilizer)
+        if bool(shares.positive.amin() > 0):
+            return shares.back(up)
+        stranded = (shares.positive == 0) & (carried != 0)
+        if not bool(stranded.any()):
+            return shares.back(up)
+        down = shares.over_negative(carried.where(stranded, torch.zeros_like(carried)), self.stabilizer)
+        return shares.back(up.masked_fill_(stranded, 0.0), down)
+
+
+@dataclass(frozen=True)
+class SameSign(Rule):
+    """Shares by the contributions that have the output's sign, which is `Gamma` for an infinite gamma.
+
+    For sums of signed branches (residuals), where `Epsilon` hands more than all to one branch and less than nothing to
+    the other: here what was positive stays so. Of a sum of values that are not negative, it is `ZPlus` and `Epsilon`.
+
+    Attributes:
+        stabilizer: in units of the outputs.
+        bias: whether constants count as contributions.
+    """
+
+    stabilizer: float = 1e-6
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """Two further passes through the op for a sum; one for a weighted op."""
+        shares = shares_of(node, bias=self.bias)
+        up, zero = shares.total > 0, torch.zeros_like(carried)
+        return shares.back(
+            shares.over_positive(torch.where(up, carried, zero), self.stabilizer),
+            shares.over_negative(torch.where(up, zero, carried), self.stabilizer),
+        )
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """Shares by the squared weights, whatever the inputs: R_i = sum over j of w_ij^2 / sum over i of w_ij^2 R_j.
+
+    For a first layer with inputs of any size (Montavon et al., 2017).
+
+    Attributes:
+        stabilizer: in units of the squared weights.
+        bias: whether the squared bias counts, and keeps its share.
+    """
+
+    stabilizer: float = 1e-6
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One further pass through the op."""
+        weight = _weight(self, node) ** 2
+        bias = node.bias**2 if self.bias and node.bias is not None else False
+        return _whatever_the_inputs(node, carried, weight, bias, self.stabilizer)
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """Shares evenly among all inputs that an output sees: R_i = sum over j of 1 / n_j R_j.
+
+    For a first layer, where it shows regions in place of pixels (Lapuschkin et al., 2019).
+
+    Attributes:
+        stabilizer: in units of the number of inputs.
+    """
+
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One further pass through the op."""
+        return _whatever_the_inputs(node, carried, torch.ones_like(_weight(self, node)), False, self.stabilizer)
+
+
+@dataclass(frozen=True)
+class ZBox(Rule):
+    """Shares by how far an input could have pulled from the far end of its range [low, high].
+
+    R_i = sum over j of (x_i w_ij - low w_ij+ - high w_ij-) / sum over i of the same R_j, for a first layer with
+    bounded inputs (Montavon et al., 2017). With bounds at zero it is LRP-0 without the bias.
+
+    Attributes:
+        low: the least value that an input can have: a number, one for each channel, or a tensor that broadcasts to an
+            input; None is each example's own least.
+        high: the greatest value, likewise.
+        stabilizer: in units of the outputs.
+    """
+
+    low: Any = None
+    high: Any = None
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if bound is not None and not isinstance(bound, (int, float, tuple, Tensor)):
+                object.__setattr__(self, name, torch.as_tensor(bound))
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """Two further passes through the op, and three gradients."""
+        weight, (inputs,) = _weight(self, node), node.inputs
+        terms = (
+            (inputs, weight),
+            (-self._bound("low", inputs), weight.clamp(min=0)),
+            (-self._bound("high", inputs), weight.clamp(max=0)),
+        )
+        total = torch.stack([node(value, weight=part, bias=False) for value, part in terms]).sum(dim=0)
+        each = divided(carried, total, self.stabilizer)
+        return (torch.stack([value * node.vjp(each, weight=part)[0] for value, part in terms]).sum(dim=0),)
+
+    def _bound(self, name: str, inputs: Tensor) -> Tensor:
+        given = getattr(self, name)
+        if given is None:
+            axes = tuple(range(1, inputs.dim()))
+            return (inputs.amin(axes, keepdim=True) if name == "low" else inputs.amax(axes, keepdim=True)).expand_as(
+                inputs
+            )
+        bound = torch.as_tensor(given, dtype=inputs.dtype, device=inputs.device)
+        if bound.dim() == 1 and inputs.dim() > 2:
+            bound = bound.reshape(-1, *(1,) * (inputs.dim() - 2))
+        try:
+            return bound.expand(inputs.shape)
+        except RuntimeError:
+            raise ParameterError(
+                f"`{name}` of the z-box has shape {tuple(torch.as_tensor(given).shape)}, which does not broadcast to "
+                f"an input's {tuple(inputs.shape[1:])}; give a number, one for each channel, or a tensor of that shape"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Pass(Rule):
+    """Hands relevance on as it is: for ops of one input that act on each element alone, such as activations."""
+
+    needs: ClassVar[str] = ""
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """Nothing to compute."""
+        return (carried,)
+
+
+@dataclass(frozen=True)
+class Winner(Rule):
+    """Hands relevance to the input that won, as the gradient does: for maxima."""
+
+    needs: ClassVar[str] = ""
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One gradient."""
+        return node.vjp(carried)
+
+
+@dataclass(frozen=True)
+class Taylor(Rule):
+    """Shares by the first-order terms about the inputs, x_i df_j/dx_i / f_j R_j: for the softmax, as in AttnLRP.
+
+    Achtibat et al., 2024: x_i (R_i - softmax_i times the sum of R). What the expansion leaves over is not handed on, so
+    that relevance is not conserved; the ledger says how much.
+    """
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One gradient."""
+        # A masked score is minus infinity and its attention zero: nothing is handed to it.
+        (inputs,), (slopes,) = node.inputs, node.vjp(divided(carried, node.output, 0.0))
+        return (torch.where(slopes == 0, slopes, inputs * slopes),)
+
+
+@dataclass(frozen=True)
+class Hold(Rule):
+    """Takes the op as a constant: its inputs get nothing."""
+
+    needs: ClassVar[str] = ""
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """Nothing to compute."""
+        return (None,) * len(node.shapes)
+
+
+@dataclass(frozen=True)
+class Normalised(Rule):
+    """Holds the standard deviation of a layer norm constant; the rest of it is linear, and shared by contribution.
+
+    Ali et al., 2022, and AttnLRP (Achtibat et al., 2024), whose identity rule for the division it is.
+
+    Attributes:
+        stabilizer: in units of the outputs.
+        bias: whether the bias counts as a contribution, and keeps its share.
+    """
+
+    stabilizer: float = 1e-6
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One gradient, and what it takes off for the deviation given back."""
+        (inputs,), (output, mean, scale) = node.inputs, node.outputs
+        over = [axis for axis, size in enumerate(mean.shape) if size == 1]
+        centre = node(inputs.new_zeros([size if axis in over else 1 for axis, size in enumerate(inputs.shape)]))
+        linear = output - centre
+        each = divided(carried, output if self.bias else linear, self.stabilizer)
+        (slopes,) = node.vjp(each)
+        along = (each * linear).mean(over, keepdim=True) * scale**2
+        return (inputs * (slopes + (inputs - mean) * along),)
+
+
+@dataclass(frozen=True)
+class Uniform(Rule):
+    """Shares a product equally between its two factors; a scale gets nothing.
+
+    AttnLRP's uniform rule. A scale is a factor that is broadcast along an axis of the product (the gate of a
+    squeeze-and-excitation block, one over a standard deviation), or that comes from one of the ops in `constants`: it
+    says how much of the other passes, which gets all.
+
+    Attributes:
+        constants: ops whose results are scales as well, such as "softmax": then attention weights are held constant
+            (Ali et al., 2022).
+        stabilizer: in units of the outputs.
+    """
+
+    constants: tuple[str, ...] = ()
+    stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        _at_least_zero(self, "stabilizer")
+
+    def __call__(self, node: Node, carried: Tensor) -> Given:
+        """One gradient by each factor."""
+        values, output = node.inputs, node.output
+        scales = [
+            _origin(source) in self.constants or (node.op == "mul" and value.numel() < output.numel())
+            for value, source in zip(values, node.sources, strict=True)
+        ]
+        if all(scales):
+            scales = [False] * len(scales)
+        slopes = node.vjp(divided(carried / scales.count(False), output, self.stabilizer))
+        parts = times(values, slopes)
+        return tuple(None if scale else part for scale, part in zip(scales, parts, strict=True))
+
+
+def _origin(source: Node | None) -> str:
+    """The op that made a value, before it was moved about; "" where that is the model's input."""
+    while source is not None and source.kind == "move":
+        source = source.sources[0]
+    return "" if source is None else source.op
+
+
+def _weight(rule: Rule, node: Node) -> Tensor:
+    if node.weight is None:
+        raise ParameterError(
+            f"{type(rule).__name__} was given to '{node.op}', which has no weights; give it to 'first', 'conv', "
+            "'linear' or 'weighted'"
+        )
+    weight: Tensor = node.weight
+    return weight
+
+
+def _whatever_the_inputs(
+    node: Node, carried: Tensor, weight: Tensor, bias: Tensor | bool, stabilizer: float
+) -> tuple[Tensor]:
+    (inputs,) = node.inputs
+    total = node(torch.ones_like(inputs), weight=weight, bias=bias)
+    (given,) = node.vjp(divided(carried, total, stabilizer), weight=weight)
+    return (given,)
