@@ -14,7 +14,9 @@ from pellucid.errors import ModelError, nearest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DIFFERENTIABLE = frozenset({"outputs", "activations", "gradients"})
+    from pellucid.protocol.sample import Prepared
+
+DIFFERENTIABLE = frozenset({"outputs", "activations", "gradients", "factors", "rules"})
 
 
 @dataclass(eq=False)
@@ -33,6 +35,9 @@ class Adapter:
         transform: makes one input (C, H, W) of a photo.
         mean: the channel means that inputs are normalised with.
         std: the channel standard deviations that inputs are normalised with.
+        feature_names: the names of the features of a model of tables (B, features).
+        prepare: makes of what a user gives, such as texts, what is attributed to; None for what it leaves as it is.
+        layer: the layer that "auto" means, where it is known better than by shapes.
         notes: what adapting the model did, shown with every result.
         optimize: whether runs are made on a copy that is rewritten for speed.
         cache: what the engine has learnt of the model, such as its layers; it is the engine's alone.
@@ -46,6 +51,9 @@ class Adapter:
     transform: Callable[[Image], Tensor] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    feature_names: Sequence[str] | None = None
+    prepare: Callable[[Any], Prepared | None] | None = None
+    layer: str | None = None
     notes: tuple[str, ...] = ()
     optimize: bool = False
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)

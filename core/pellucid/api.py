@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.adapter import Adapter
+from pellucid.engine.parts import parts_of
 from pellucid.engine.run import Run, check_inputs_given, check_suits
-from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed
+from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed, Unsuitable
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.target import PREDICTED
@@ -33,7 +34,8 @@ def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
     """Makes the adapter through which a model is explained.
 
     Args:
-        model: a module, a scikit-learn estimator, any callable, or an adapter, which is given back as it is.
+        model: a module, a scikit-learn estimator, any callable, or an adapter, which is given back as it is. None is no
+            model, for techniques that explain data and look at none.
         optimize: whether a copy of the model is rewritten for speed (BatchNorm folded into convolutions where no asked
             layer needs it); what that changes in the outputs is measured and stands in the results' checks.
         **options: attributes of `Adapter` such as `output`, `categories`, `transform`, `mean`, `std`, `name`, and what
@@ -72,8 +74,8 @@ def _adapted_before(model: Any) -> Adapter | None:
     return Adapter(model, **known[1]) if known is not None and known[0] == _parts(model) else None
 
 
-def _parts(model: nn.Module) -> tuple[int, ...]:
-    return tuple(map(id, model.modules()))
+def _parts(model: nn.Module) -> tuple[Any, ...]:
+    return parts_of(model).structure
 
 
 def explain(
@@ -143,7 +145,7 @@ def evaluate(
         explanations: one, a list, or a dictionary of them as `explain` returns it.
         metrics: names or instances of evaluators.
         target: as for `explain`; None takes the classes that the explanations recorded.
-        controls: whether the explainers tagged "control" are scored as well; or which ones.
+        controls: whether the explainers tagged "control" that suit the inputs are scored as well; or which ones.
         batch_size: as for `explain`.
         seed: as for `explain`.
         progress: as for `explain`.
@@ -155,19 +157,28 @@ def evaluate(
     Raises:
         As `explain`; besides, TargetError when explanations of a custom target come without it.
     """
-    from pellucid.results import Scores
+    from pellucid.results import Exemplars, Influence, Scores
 
     check_inputs_given(inputs)
     adapter = adapt(model)
     given = _explanations(explanations)
     evaluators, _ = _named(metrics, Evaluator)
-    target = _common_target(given) if target is None else target
-    chosen = [one.name for one in _controls()] if controls is True else list(controls or ())
-    made = (
-        explain(adapter, inputs, chosen, target, batch_size=batch_size, seed=seed, progress=False, device=device)
-        if chosen
-        else {}
-    )
+    # The usual controls are attributions. Controls of influence need training data, so that the user must name them.
+    exemplars = all(isinstance(one, Exemplars) for one in given.values())
+    others = exemplars or all(isinstance(one, Influence) for one in given.values())
+    usual = [] if others else [one.name for one in _controls()]
+    # Exemplars are of a data set, whose classes are not those of the inputs that they are scored on.
+    target = _common_target(given) if target is None and not exemplars else target
+    chosen = usual if controls is True else list(controls or ())
+    made: dict[str, Any] = {}
+    for control in chosen:
+        try:
+            made |= explain(
+                adapter, inputs, [control], target, batch_size=batch_size, seed=seed, progress=False, device=device
+            )
+        except Unsuitable:
+            if controls is not True:  # of those that were not named, some are for photos alone
+                raise
     everything = {**{name: (one, False) for name, one in given.items()}, **{n: (one, True) for n, one in made.items()}}
     work = {
         f"{metric} of {name}": (evaluator, name, one)

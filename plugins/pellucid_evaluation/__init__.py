@@ -44,3 +44,50 @@ def pellucid_techniques() -> Iterator[Technique]:
         reference="Petsiuk et al., 2018",
         better="higher",
     )
+    yield Technique(
+        "linear_datamodeling_score",
+        kind="evaluator",
+        summary="Whether sums of influences foretell what models trained on parts of the data answer (LDS).",
+        target="pellucid_evaluation.linear_datamodeling_score:LinearDatamodelingScore",
+        explains="explanation",
+        output="scores",
+        uses={"factors"},
+        tags={"image", "table", "signal", "training_data", "retrains"},
+        reference="Park et al., 2023",
+        better="higher",
+    )
+    yield Technique(
+        "leave_one_out_correlation",
+        kind="evaluator",
+        summary="The correlation of influences with what training without each example changes.",
+        target="pellucid_evaluation.leave_one_out_correlation:LeaveOneOutCorrelation",
+        explains="explanation",
+        output="scores",
+        uses={"factors"},
+        tags={"image", "table", "signal", "training_data", "retrains"},
+        reference="Koh and Liang, 2017",
+        better="higher",
+    )
+    yield Technique(
+        "mislabel_detection",
+        kind="evaluator",
+        summary="How well the self-influence tells wrong labels from right ones (area under the ROC curve).",
+        target="pellucid_evaluation.mislabel_detection:MislabelDetection",
+        explains="explanation",
+        output="scores",
+        tags={"image", "table", "signal", "training_data", "across_examples"},
+        reference="Pruthi et al., 2020",
+        better="higher",
+    )
+    yield Technique(
+        "nearest_prototype_error",
+        kind="evaluator",
+        summary="How often the nearest prototype of an input is of another class.",
+        target="pellucid_evaluation.nearest_prototype_error:NearestPrototypeError",
+        explains="explanation",
+        output="scores",
+        uses={"activations"},
+        tags={"image", "exemplars", "across_examples", "class_agnostic"},
+        reference="Kim et al., 2016",
+        better="lower",
+    )

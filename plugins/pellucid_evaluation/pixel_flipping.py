@@ -229,6 +229,8 @@ def _relevance(sample: Sample, explanation: Any) -> Tensor:
         relevance = explanation.heatmap((inputs.shape[2], inputs.shape[3]))
     elif explanation.values.shape == inputs.shape:
         relevance = explanation.values.sum(dim=1) if inputs.dim() == 3 else explanation.values
+    elif explanation.tokens is not None and explanation.values.shape == (len(inputs), *inputs.shape[2:]):
+        relevance = explanation.values  # of the tokens of texts, which are to the model a signal of embeddings
     else:
         raise Unsuitable(
             f"the explanation's values are {tuple(explanation.values.shape)}, the inputs {tuple(inputs.shape)}; "

@@ -18,3 +18,53 @@ def pellucid_techniques() -> Iterator[Technique]:
         tags={"linear", "deterministic"},
         reference="Pearson, 1901",
     )
+    yield Technique(
+        "in_pca",
+        kind="projector",
+        summary="Places distributions, such as networks' predictions, by their Bhattacharyya distances.",
+        target="pellucid_projection.in_pca:InPCA",
+        explains="model",
+        output="projection",
+        tags={"deterministic", "function_space"},
+        reference="Quinn et al., 2019",
+    )
+    yield Technique(
+        "tsne",
+        kind="projector",
+        summary="Places states so that near ones stay near.",
+        target="pellucid_projection.tsne:TSNE",
+        explains="data",
+        output="projection",
+        tags={"deterministic"},
+        reference="van der Maaten and Hinton, 2008",
+    )
+    yield Technique(
+        "umap",
+        kind="projector",
+        summary="Places states so that their graph of nearest neighbours is kept.",
+        target="pellucid_projection.umap:UMAP",
+        explains="data",
+        output="projection",
+        tags={"stochastic"},
+        reference="McInnes et al., 2018",
+    )
+    yield Technique(
+        "dynamic_tsne",
+        kind="projector",
+        summary="Places points through time so that neighbourhoods and each point's own trajectory are kept.",
+        target="pellucid_projection.dynamic_tsne:DynamicTSNE",
+        explains="data",
+        output="projection",
+        tags={"deterministic", "dynamics"},
+        reference="Rauber et al., 2016, with a stress in place of their penalty",
+    )
+    yield Technique(
+        "random_projection",
+        kind="projector",
+        summary="Places states on random directions, which a map must beat.",
+        target="pellucid_projection.random_projection:RandomProjection",
+        explains="data",
+        output="projection",
+        tags={"linear", "stochastic", "control"},
+        reference="Johnson and Lindenstrauss, 1984",
+    )

@@ -60,7 +60,7 @@ class PCA(Projector):
 
     def project(self, states: Any, *, seed: int = 0) -> Projection:
         """Fits the axes to the states and places the states on them."""
-        states = _checked(states)
+        states = checked(states)
         axes = self.fit(states)
         total = float(axes.ratio.sum())
         note = f"of the total variance on {self.n_components} axes"
@@ -72,7 +72,7 @@ class PCA(Projector):
 
     def fit(self, states: Any) -> Axes:
         """Finds the axes of states (n, d) or (T, n, d); `Axes.transform` then places any others on them."""
-        points = _checked(states).flatten(0, -2)
+        points = checked(states).flatten(0, -2)
         n, d = points.shape
         if self.n_components > min(n, d):
             raise ParameterError(
@@ -99,7 +99,7 @@ class PCA(Projector):
         return Axes(mean, components, kept / (n - 1), ratio)
 
 
-def _checked(states: Any) -> Tensor:
+def checked(states: Any) -> Tensor:
     """States as a floating tensor (n, d) or (T, n, d) without gradients."""
     points = states.detach() if isinstance(states, Tensor) else torch.tensor(states)
     points = points if points.is_floating_point() else points.double()

@@ -160,12 +160,12 @@ def test_test_instances_must_be_instances():
 
 
 def test_a_plugin_is_checked_by_entry_point_or_package():
-    for name in ("projection", "pellucid_projection"):
+    for name in ("features", "pellucid_features"):
         (report,) = check_plugin(name)
-        assert report.technique == "pca"
+        assert report.technique == "activations"
         assert report.ok, repr(report)
-    with pytest.raises(UnknownTechnique, match="Did you mean 'projection'"):
-        check_plugin("projektion")
+    with pytest.raises(UnknownTechnique, match="Did you mean 'features'"):
+        check_plugin("featurs")
 
 
 def test_the_planted_truth_is_causal_and_balanced():

@@ -7,14 +7,17 @@ from pellucid.protocol.leaves import Inputs, Leaves, each, per_example, tensors_
 from pellucid.protocol.look import Layer, Look, Looks, Seen, SeenTogether
 from pellucid.protocol.sample import Frame, Sample
 from pellucid.protocol.target import ClassLogit, Contrast, Loss, Score, Target
+from pellucid.protocol.target_detected import Detected
 from pellucid.protocol.target_given import Custom, make_target
 from pellucid.protocol.target_places import Region, Similarity, Unit
+from pellucid.protocol.target_regression import Regression
 
 __all__ = [
     "ClassLogit",
     "Contrast",
     "Custom",
     "Derived",
+    "Detected",
     "Evaluator",
     "Explainer",
     "Fold",
@@ -33,6 +36,7 @@ __all__ = [
     "Passes",
     "Projector",
     "Region",
+    "Regression",
     "Sample",
     "Score",
     "Seen",

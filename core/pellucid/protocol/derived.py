@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -73,9 +73,9 @@ class Derived:
             self.sample.seed,
             self.sample.mean,
             self.sample.std,
-            type(self.sample.frame)(
-                self.sample.frame.build,
-                {name: _rows(extra, examples) for name, extra in self.sample.frame.extras.items()},
+            replace(
+                self.sample.frame,
+                extras={name: _rows(extra, examples) for name, extra in self.sample.frame.extras.items()},
             ),
         )
 

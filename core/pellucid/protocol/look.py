@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from pellucid.protocol.target import Target
 if TYPE_CHECKING:
     from pellucid.protocol.derived import Derived
     from pellucid.protocol.sample import Sample
+    from pellucid.rules.ledger import Ledger
+    from pellucid.rules.rule import RuleSet
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Look:
         gradients: names of layers, or `"input"`, by which the target's gradient is wanted.
         targets: several targets in place of the sample's: scores and gradients then have a further first axis.
         fold: how the derived axis is reduced as it streams by; None keeps it, in memory.
+        factors: names of parameters, with wildcards (`"*"`, `"layer4.*"`), by which the target's gradient is wanted,
+            for each example; at plain samples only.
+        weights: parameters and buffers, by name, that stand for the model's own: those of a checkpoint, or of the same
+            model trained otherwise. The predicted class stays the model's own.
+        rules: the rules by which what is asked as gradients is carried back; None is the gradient itself.
+        reference: for rules that compare with one: a sample of as many examples, or one derived like `at`.
     """
 
     at: Sample | Derived
@@ -81,6 +89,10 @@ class Look:
     gradients: Sequence[str] = ()
     targets: Sequence[Target] | None = None
     fold: Fold | None = None
+    factors: Sequence[str] = ()
+    weights: Mapping[str, Tensor] | None = None
+    rules: RuleSet | None = None
+    reference: Sample | Derived | None = None
 
     @property
     def asks(self) -> frozenset[str]:
@@ -90,6 +102,10 @@ class Look:
             words.add("activations")
         if self.gradients:
             words.add("gradients")
+        if self.factors or self.weights is not None:
+            words.add("factors")
+        if self.rules is not None:
+            words.add("rules")
         return frozenset(words)
 
 
@@ -108,6 +124,9 @@ class Seen:
         spread: the variances that the fold `Moments` gives: `spread["gradients"]["input"]` and so on.
         folded: what the fold `Sum` gives.
         classes: (B,) the class that each example is explained for, where the target is one.
+        factors: each example's gradient by the parameters; with several targets a tuple of them.
+        ledger: what was carried at every node, where the look had rules.
+        reference_scores: the target's scores at the look's reference, of the same form as `scores`.
     """
 
     scores: Tensor
@@ -118,6 +137,9 @@ class Seen:
     spread: Any = None
     folded: Any = None
     classes: Tensor | None = None
+    factors: Any = None
+    ledger: Ledger | None = None
+    reference_scores: Tensor | None = None
 
     def maps(self, layer: str) -> Tensor:
         """A layer's activations as maps (B, C, h, w), whatever the layout: channels first or last, or tokens.

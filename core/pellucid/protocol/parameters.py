@@ -42,7 +42,8 @@ def _checkers(technique: type) -> dict[str, Any]:
     checkers = {}
     for field in dataclasses.fields(technique):
         hint = hints[field.name]
-        owned = isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "__pydantic_config__"))
+        kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+        owned = isinstance(kind, type) and (dataclasses.is_dataclass(kind) or hasattr(kind, "__pydantic_config__"))
         checkers[field.name] = TypeAdapter(hint) if owned else TypeAdapter(hint, config=config)
     return checkers
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,15 +23,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """How a model is called: where the inputs go, and what goes along unattributed.
+    """What the inputs are to the model and to the user.
 
     Attributes:
         build: makes the model's positional and keyword arguments from inputs and extras.
-        extras: further tensors with one row for each example (token ids, masks), by name.
+        extras: further tensors with one row for each example (token ids, masks), by name; nothing is attributed to
+            them.
+        baselines: words for `Sample.baseline` that these inputs know besides the usual ones, or mean otherwise; each
+            with a function that makes the baseline from inputs and extras.
+        present: turns an `Attribution` of the inputs into one of what the user gave, such as the tokens of a text.
     """
 
     build: Callable[[Any, dict[str, Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
     extras: dict[str, Tensor] = field(default_factory=dict)
+    baselines: Mapping[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = field(default_factory=dict)
+    present: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What an adapter makes of inputs that are no tensors to attribute to, such as texts or token ids.
+
+    Attributes:
+        inputs: (B, ...) floating-point numbers that are attributed to.
+        frame: how the model is called with them, and what they are to the user.
+        notes: what was changed about the user's inputs.
+    """
+
+    inputs: Tensor
+    frame: Frame
+    notes: tuple[str, ...] = ()
 
 
 def _alone(inputs: Any, extras: dict[str, Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -71,7 +93,7 @@ class Sample:
             self.seed,
             self.mean,
             self.std,
-            Frame(self.frame.build, extras),
+            replace(self.frame, extras=extras),
         )
 
     @property
@@ -107,7 +129,8 @@ class Sample:
         Args:
             spec: `"zero"`; `"black"` (the darkest value a photo can have under the model's normalisation);
                 `"mean"` (each example's channel means); `"blur"` (Gaussian, sigma an eighth of the shorter side);
-                a number; or a tensor (or `Leaves`) that broadcasts to the inputs.
+                a number; or a tensor (or `Leaves`) that broadcasts to the inputs. The inputs' adapter may know further
+                words, such as `"pad"` and `"mask"` for texts.
 
         Raises:
             ParameterError: for an unknown word, or a shape that does not broadcast.
@@ -120,10 +143,11 @@ class Sample:
 
     def _make_baseline(self, spec: Any) -> Any:
         if isinstance(spec, str):
+            if spec in self.frame.baselines:
+                return self.frame.baselines[spec](self.inputs, self.frame.extras)
             if spec not in _BASELINES:
-                raise ParameterError(
-                    f"baseline '{spec}' is unknown; expected one of {sorted(_BASELINES)}, a number or a tensor"
-                )
+                words = sorted({*_BASELINES, *self.frame.baselines})
+                raise ParameterError(f"baseline '{spec}' is unknown; expected one of {words}, a number or a tensor")
             return each(lambda leaf: _BASELINES[spec](leaf, self), self.inputs)
         if isinstance(spec, (int, float)):
             if not math.isfinite(spec):
@@ -138,6 +162,8 @@ class Sample:
 
         def fit(leaf: Tensor, given: Any) -> Tensor:
             try:
+                if not isinstance(given, Tensor) and hasattr(given, "__array__"):
+                    given = np.array(given)  # a copy: the columns of frames are not writable, which torch warns of
                 given = torch.as_tensor(given, dtype=leaf.dtype, device=leaf.device)
             except (TypeError, ValueError, RuntimeError):
                 raise ParameterError(

@@ -98,6 +98,9 @@ def _scores(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _sums(result: Any) -> Tensor:
+    if getattr(result, "segments", None) is not None:  # each of its pixels has the value of a whole segment
+        segments: Tensor = result.of_segments().sum(dim=1)
+        return segments
     return torch.stack([leaf.flatten(1).sum(dim=1) for leaf in values_of(result)]).sum(dim=0)
 
 

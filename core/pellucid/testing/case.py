@@ -22,11 +22,13 @@ from pellucid.protocol.explainer import Explainer, as_passes
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.look import Look, Looks, Seen
 from pellucid.protocol.sample import Sample
-from pellucid.results import Attribution, Explanation, Meta, Scores, TargetRecord
+from pellucid.results import Attribution, Exemplars, Explanation, Influence, Meta, Scores, TargetRecord
 from pellucid.testing.laws import Skipped, require
 from pellucid.testing.models import FEATURES, IMAGE, SmallNet, SmallTable, randomised
 from pellucid.testing.subject import Subject
 
+TRAINED = 10
+"""How many training examples the influences are of that evaluators of tag "training_data" are given."""
 TARGETS = (1, 3, 0)
 OTHER_TARGETS = (2, 0, 1)
 
@@ -117,10 +119,22 @@ class Case:
             result = explain(model, inputs, technique, target, **options)
         return result
 
-    def explanation(self, inputs: Any, target: Any = None) -> Attribution:
-        """What evaluators are given to score: a map that depends on each example alone."""
+    def explanation(self, inputs: Any, target: Any = None) -> Explanation:
+        """What evaluators are given to score: a map, or influences, that depend on each example alone, or exemplars."""
         values = torch.as_tensor(inputs).detach()
-        classes = torch.as_tensor(target) if isinstance(target, (list, tuple, Tensor)) else None
+        if "training_data" in self.subject.tags:
+            waves = torch.sin(3 * values.flatten(1)[:, :TRAINED])
+            return Influence(
+                waves,
+                self_influence=waves.new_ones(TRAINED).cumsum(0),
+                target=TargetRecord("given", _classes(target)),
+                meta=Meta(technique="given"),
+            )
+        if "exemplars" in self.subject.tags:
+            places = torch.tensor([[0, 3, 6, 7]])
+            weights = values.new_ones(places.shape)
+            return Exemplars(weights, places, kind=("prototype",) * 3 + ("criticism",), meta=Meta(technique="given"))
+        classes = _classes(target)
         return Attribution(
             torch.sin(3 * values.to(values.dtype if values.is_floating_point() else torch.float32)),
             over="input",
@@ -158,6 +172,10 @@ class Case:
         if isinstance(technique, Explainer):
             return technique.explain(sample)
         return technique.evaluate(sample, self.explanation(sample.inputs, list(TARGETS)))
+
+
+def _classes(target: Any) -> Tensor | None:
+    return torch.as_tensor(target) if isinstance(target, (list, tuple, Tensor)) else None
 
 
 def without(model: nn.Module, *offers: str) -> Adapter:

@@ -1,0 +1,133 @@
+"""A recipe by which techniques train a model anew: without an example, on part of the data, from another seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.errors import InputError, ParameterError
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """Trains models of one kind on parts of one data set.
+
+    Every training starts from the weights that `make` gives under the seed; what the seed decides besides is the order
+    of the examples. An example that is left out keeps its place in that order, so that trainings with and without it
+    are as alike as they can be.
+
+    Attributes:
+        make: makes a new model, drawing its weights from torch's random state.
+        inputs: (N, ...).
+        labels: (N,) class indices (cross-entropy), or values of a floating type (squared error).
+        optimizer: `"sgd"`, `"adam"`, or `"lbfgs"` for convex problems, which runs on all examples until it converges.
+        learning_rate: the step.
+        momentum: that of SGD.
+        weight_decay: lambda of lambda/2 times the squared norm of the parameters, added to the mean loss.
+        epochs: passes over the data.
+        batch_size: examples in one step.
+    """
+
+    make: Callable[[], nn.Module]
+    inputs: Tensor
+    labels: Tensor
+    optimizer: Literal["sgd", "adam", "lbfgs"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: int = 10
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd", "adam", "lbfgs"):
+            raise ParameterError(f"optimizer={self.optimizer!r}; expected 'sgd', 'adam' or 'lbfgs'")
+        if len(self.inputs) != len(self.labels) or len(self.inputs) == 0:
+            raise InputError(
+                f"the trainer has {len(self.inputs)} inputs and {len(self.labels)} labels; expected as many of both"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def train(self) -> tuple[Tensor, Tensor]:
+        """Inputs and labels, as techniques take them."""
+        return self.inputs, self.labels
+
+    def model(self, seed: int) -> nn.Module:
+        """The model before its training."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.make()
+
+    def batches(self, seed: int) -> Iterator[Tensor]:
+        """The places of the examples of each step."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(self), generator=generator)
+            yield from torch.split(order, self.batch_size)
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each example."""
+        if labels.is_floating_point():
+            return (outputs.reshape(labels.shape) - labels).square().reshape(len(labels), -1).sum(dim=1)
+        return F.cross_entropy(outputs, labels, reduction="none")
+
+    def weights(self, kept: Tensor | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Trains a model and returns its parameters and buffers.
+
+        Args:
+            kept: (N,) which examples count, as bools; None is all.
+            seed: what the first weights and the order depend on.
+        """
+        kept = torch.ones(len(self), dtype=torch.bool) if kept is None else kept
+        if kept.shape != (len(self),) or not bool(kept.any()):
+            raise InputError(
+                f"kept has shape {tuple(kept.shape)}; expected ({len(self)},) bools, at least one of them true"
+            )
+        model = self.model(seed).train()
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.requires_grad_(True)
+            self._fit(model, kept, seed)
+        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+    def _fit(self, model: nn.Module, kept: Tensor, seed: int) -> None:
+        parameters = list(model.parameters())
+
+        def loss(places: Tensor) -> Tensor:
+            mean = self.losses(model(self.inputs[places]), self.labels[places]).mean()
+            decay = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
+            return mean + 0.5 * self.weight_decay * decay if self.weight_decay else mean
+
+        if self.optimizer == "lbfgs":
+            every = kept.nonzero()[:, 0]
+            solver = torch.optim.LBFGS(
+                parameters, max_iter=1000, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+            )
+
+            def closure() -> Any:
+                solver.zero_grad()
+                value = loss(every)
+                value.backward()  # type: ignore[no-untyped-call]
+                return value
+
+            solver.step(closure)  # type: ignore[no-untyped-call]
+            return
+        stepper: torch.optim.Optimizer
+        if self.optimizer == "adam":
+            stepper = torch.optim.Adam(parameters, lr=self.learning_rate)
+        else:
+            stepper = torch.optim.SGD(parameters, lr=self.learning_rate, momentum=self.momentum)
+        for places in self.batches(seed):
+            places = places[kept[places]]
+            if len(places):
+                stepper.zero_grad()
+                loss(places).backward()  # type: ignore[no-untyped-call]
+                stepper.step()

@@ -1,0 +1,119 @@
+"""Maximal examples: what excites a unit most in a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from pellucid import Check, Exemplars, Explainer, InputError, ParameterError, Passes, Sample, Seen
+from pellucid_examples.receptive import cut, receptive_boxes
+from pellucid_examples.streaming import streamed
+from pellucid_examples.units import Units
+
+CROP_BYTES = 256 * 2**20
+"""How much memory the crops of a result take at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaximalExamples(Explainer):
+    """Finds the examples of a data set that excite units of a layer most, and cuts them to what the unit sees.
+
+    The sample is the data set; each unit has a row. In a layer of maps a unit is a channel, an example's value its
+    greatest over the positions, and the crop the receptive field of that position. It is found on the model itself by
+    what the unit can depend on at all; in networks that squeeze and excite, or attend, that is the whole image.
+
+    Zeiler and Fergus, 2014, "Visualizing and understanding convolutional networks", who show these crops beside
+    deconvolutions.
+
+    Attributes:
+        layer: where the units are; "auto" is the last map of positions.
+        channels: which units, or None for all.
+        directions: (rows, channels) or (channels,), in place of single channels: the units are their weighted sums.
+        k: how many examples for each unit.
+    """
+
+    layer: str = "auto"
+    channels: tuple[Annotated[int, Ge(0)], ...] | None = None
+    directions: Any = None
+    k: Annotated[int, Ge(1)] = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels == ():
+            raise ParameterError("channels is empty; expected at least one, or None for all")
+        if self.directions is not None:
+            made = torch.as_tensor(self.directions)
+            if self.channels is not None or made.dim() not in (1, 2) or not made.is_floating_point():
+                raise ParameterError(
+                    f"directions are {made.dtype} of shape {tuple(made.shape)}; expected floating-point numbers (rows, "
+                    "channels) or (channels,), and no channels besides"
+                )
+
+    @classmethod
+    def test_instances(cls) -> list[Explainer]:
+        """All channels, two of them, and a direction."""
+        direction = torch.linspace(-1, 1, 8, dtype=torch.float64)
+        return [
+            cls(k=2),
+            cls(channels=(2, 0), k=3),
+            cls(directions=direction, k=1),
+        ]
+
+    def explain(self, sample: Sample) -> Passes[Exemplars]:
+        """One forward pass of each example, and one of a single example for each row and column of the image."""
+        if self.k > len(sample):
+            raise InputError(f"k={self.k} of {len(sample)} examples; expected at most {len(sample)}")
+        best: dict[str, Tensor] = {}
+        units: Units | None = None
+
+        def take(start: int, seen: Seen) -> None:
+            nonlocal units
+            activations = seen.activations[self.layer]
+            units = units or Units.of(seen.layers[self.layer], activations, self.channels, self.directions)
+            excited, places = units.excited(activations).max(dim=2)
+            if not bool(torch.isfinite(excited).all()):
+                raise InputError(f"layer '{self.layer}' is not finite for some of the examples; remove them")
+            examples = torch.arange(start, start + len(excited), device=excited.device)[:, None].expand(excited.shape)
+            new = {"values": excited, "indices": examples, "positions": places}
+            both = {name: torch.cat([best[name], one.T], dim=1) if best else one.T for name, one in new.items()}
+            # Sorting is stable, so that of equals the first stands first.
+            order = both["values"].argsort(dim=1, descending=True, stable=True)[:, : self.k]
+            best.update({name: one.gather(1, order) for name, one in both.items()})
+
+        yield from streamed(sample, [self.layer], take)
+        assert units is not None
+        found, boxes, crops, checks = units, None, None, []
+        if isinstance(sample.inputs, Tensor) and sample.inputs.dim() == 4:
+            places = best["positions"]
+            flat = yield from receptive_boxes(sample, self.layer, lambda seen: found.at(seen, places))
+            boxes = flat.reshape(*places.shape, 4)
+            crops, checks = _crops(sample.inputs, best["indices"], boxes)
+        values = best["values"]
+        return Exemplars(
+            values.float() if values.dtype in (torch.float16, torch.bfloat16) else values,
+            best["indices"],
+            kind="maximal",
+            over=self.layer,
+            names=found.names,
+            crops=crops,
+            boxes=boxes,
+            examples=sample.inputs if boxes is not None else None,
+            checks=checks,
+        )
+
+
+def _crops(images: Tensor, indices: Tensor, boxes: Tensor) -> tuple[Tensor | None, list[Check]]:
+    """The images' parts (rows, k, C, h, w) in boxes, and whether they were left out because they are too large."""
+    sizes = (boxes[..., 2:] - boxes[..., :2]).flatten(0, 1)
+    largest = sizes.amax(dim=0)
+    checks = [Check.info("receptive field", float(largest.amax()), "pixels, the longer side of the largest")]
+    needed = indices.numel() * images.shape[1] * int(largest.prod()) * images.element_size()
+    if needed > CROP_BYTES:
+        note = f"left out: they would take {needed / 2**20:.0f} MiB; name fewer channels. The boxes say where they lie"
+        return None, [*checks, Check.info("crops", note=note)]
+    parts = cut(images, indices.flatten(), boxes.flatten(0, 1))
+    return parts.unflatten(0, indices.shape), checks

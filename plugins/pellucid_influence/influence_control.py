@@ -1,0 +1,68 @@
+"""Controls: influences that know nothing of the model's gradients, for every score to be held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pellucid import Explainer, Influence, Look, Loss, Passes, Sample
+from pellucid_influence.ntk_influence import noise
+from pellucid_influence.training import LARGEST, data, shown, training_sample
+
+
+@dataclass(frozen=True, eq=False)
+class InfluenceControl(Explainer):
+    """Influence by chance, by likeness, or by loss alone.
+
+    Attributes:
+        train: `(inputs, labels)` or a TensorDataset.
+        kind: `"similarity"` is the cosine of the centred inputs for training examples of the class that the model
+            predicts for the query, and its negative for the others; `"loss"` is each training example's loss, the same
+            for every query; `"random"` is standard normal noise, the same for every query. The self-influence is the
+            loss, or noise.
+    """
+
+    train: Any
+    kind: Literal["similarity", "loss", "random"] = "similarity"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        data(self.train)
+
+    @classmethod
+    def test_instances(cls) -> list[Explainer]:
+        """Those that depend on the queries or on the model."""
+        return [cls(train=noise())]
+
+    def explain(self, sample: Sample) -> Passes[Influence]:
+        """A forward pass for each query and training example."""
+        train = training_sample(self.train, sample)
+        assert isinstance(train.target, Loss)
+        labels = train.target.labels
+        here = yield Look(at=sample, outputs=True)
+        losses = []
+        for start in range(0, len(train), LARGEST):
+            seen = yield Look(at=train[start : start + LARGEST])
+            losses.append(seen.scores)
+        own = torch.cat(losses)
+        if self.kind == "similarity":
+            values = _cosines(sample.inputs, train.inputs)
+            if not labels.is_floating_point() and isinstance(here.outputs, Tensor) and here.outputs.dim() == 2:
+                alike = here.outputs.argmax(dim=1)[:, None] == labels
+                values = torch.where(alike, values, -values)
+        elif self.kind == "loss":
+            values = own.expand(len(sample), -1).clone()
+        else:
+            own = torch.randn(len(train), generator=sample.generator("control"), dtype=torch.float64).to(own)
+            values = own.expand(len(sample), -1).clone()
+        return Influence(values, self_influence=own, **shown(train))
+
+
+def _cosines(queries: Tensor, train: Tensor) -> Tensor:
+    centre = train.flatten(1).mean(dim=0)
+    one, other = (F.normalize(inputs.flatten(1) - centre, dim=1) for inputs in (queries, train))
+    return one @ other.T

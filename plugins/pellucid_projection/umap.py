@@ -1,0 +1,87 @@
+"""UMAP, by umap-learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from pellucid import Check, ParameterError, Projection, Projector
+from pellucid_projection.points import checked, distinct, fewer
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted UMAP.
+
+    Attributes:
+        reducer: umap-learn's own.
+    """
+
+    reducer: Any
+
+    def transform(self, states: Tensor) -> Tensor:
+        """Places states (..., d) on the map, (..., k), in the type of the states.
+
+        States that the map was fitted to come near their places on it, not exactly there.
+        """
+        points, which = distinct(checked(states).flatten(0, -2))
+        places = torch.as_tensor(self.reducer.transform(points.cpu().numpy()))
+        return places[which].view(*states.shape[:-1], -1).to(states)
+
+
+@dataclass(frozen=True, eq=False)
+class UMAP(Projector):
+    """Places states by umap-learn, so that their graph of nearest neighbours is kept.
+
+    Trajectories (T, n, d) are mapped as one cloud; `dynamic_tsne` keeps them better. Equal states have equal places.
+    One thread, so that the same seed gives the same bits.
+
+    McInnes, Healy and Melville, "UMAP: uniform manifold approximation and projection for dimension reduction", 2018.
+
+    Attributes:
+        n_components: the number of axes.
+        n_neighbors: how many neighbours each state has; fewer than there are states.
+        min_dist: how near points may lie on the map.
+
+    Raises:
+        InputError: when the states are not (n, d) or (T, n, d), fewer than two different ones, or not finite.
+        ParameterError: when there are too few different states for the number of axes.
+    """
+
+    n_components: Annotated[int, Ge(1)] = 2
+    n_neighbors: Annotated[int, Ge(2)] = 15
+    min_dist: Annotated[float, Ge(0)] = 0.1
+
+    def project(self, states: Any, *, seed: int = 0) -> Projection:
+        """Fits the map to the states."""
+        states = checked(states)
+        points, which = distinct(states.flatten(0, -2))
+        fitted, notes = self._fit(points, seed)
+        places = torch.from_numpy(fitted.reducer.embedding_)[which].view(*states.shape[:-1], -1)
+        return Projection(places.to(states), checks=notes)
+
+    def fit(self, states: Any, *, seed: int = 0) -> Fitted:
+        """Fits a map on which `Fitted.transform` then places other states."""
+        return self._fit(distinct(checked(states).flatten(0, -2))[0], seed)[0]
+
+    def _fit(self, points: Tensor, seed: int) -> tuple[Fitted, tuple[Check, ...]]:
+        from umap import UMAP as Reference
+
+        if len(points) < self.n_components + 3:
+            raise ParameterError(
+                f"{len(points)} different states are too few for UMAP on {self.n_components} axes; expected at least "
+                f"{self.n_components + 3}, or use 'pca'"
+            )
+        neighbours, notes = fewer("n_neighbors", self.n_neighbors, len(points) - 1)
+        reducer = Reference(
+            n_components=self.n_components,
+            n_neighbors=int(neighbours),
+            min_dist=self.min_dist,
+            random_state=seed % 2**32,
+            n_jobs=1,
+        )
+        return Fitted(reducer.fit(points.cpu().numpy())), notes
