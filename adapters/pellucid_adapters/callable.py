@@ -45,7 +45,7 @@ class Function(nn.Module):
 
 
 def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
-    """Adapts a function from a batch to scores, and no model at all; None for what cannot be called.
+    """Adapts a function from a batch to scores; None for what cannot be called.
 
     The option `takes` says whether the function works on "torch" tensors, "numpy" arrays or "text", a list of strings
     (see `texts.adapted`); without it the annotation of its first parameter decides, and torch where there is none.
@@ -58,8 +58,6 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         raise ModelError(
             f"{model.__name__} is a class: expected a model. Give an instance, such as {model.__name__}()."
         )
-    if model is None:
-        return Adapter(nn.Identity(), offers=frozenset(), **settled(dict(options), name="no model"))
     if isinstance(model, nn.Module) or not callable(model):
         return None
     options = dict(options)

@@ -140,7 +140,8 @@ class Reader:
             embeddings = layer(arguments["input_ids"])
         if embeddings.dim() != 3:
             raise ModelError(f"the embedding layer gives {tuple(embeddings.shape)}; expected (B, T, D)")
-        frame = Frame(_call, arguments, self._baselines(layer), partial(self._present, arguments))
+        present = partial(self._present, arguments)
+        frame = Frame(_call, arguments, self._baselines(layer), present, lambda extras: _read(extras).unsqueeze(1))
         return Prepared(embeddings.transpose(1, 2).contiguous(), frame, notes)
 
     def _tokenised(self, texts: list[tuple[str, ...]]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -277,6 +278,9 @@ def _traceable() -> Iterator[None]:
     A model of transformers then leaves out the shortcuts that it takes by the values of its masks, by which one graph
     could not stand for it.
     """
+    # The flag is private, and set by `torch.export` and `torch.compile` alone. The other way, to ask for "eager"
+    # attention while recording, would change the configuration that is the user's too, and with it how the softmax is
+    # computed in half precision. It stays out of the core since it is transformers that asks.
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = before or is_in_torch_dispatch_mode()
     try:

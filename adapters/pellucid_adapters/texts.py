@@ -93,7 +93,13 @@ def prepare(inputs: Any) -> Prepared:
         empty = [place for place, one in enumerate(words) if not one]
         raise InputError(f"the texts {empty[:10]} are empty; remove them" if words else "there are no texts")
     shown = torch.ones(len(words), max(map(len, words)), dtype=torch.float64)
-    frame = Frame(_Words(words).call, {"text": torch.arange(len(words))}, present=partial(_present, words))
+    ends = torch.tensor([len(one) for one in words])
+
+    def mask(extras: dict[str, Tensor]) -> Tensor:
+        return torch.arange(shown.shape[1]) < ends[extras["text"].cpu(), None]
+
+    extras = {"text": torch.arange(len(words))}
+    frame = Frame(_Words(words).call, extras, present=partial(_present, words), mask=mask)
     return Prepared(shown, frame)
 
 

@@ -16,16 +16,17 @@ from pellucid.adapter import Adapter
 from pellucid.engine.parts import parts_of
 from pellucid.engine.run import Run, check_inputs_given, check_suits
 from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed, Unsuitable
+from pellucid.maps import histories, like, no_model, states_of
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.target import PREDICTED
-from pellucid.registry import Technique, registry
+from pellucid.registry import registry
 from pellucid.registry.lookup import create, techniques
-from pellucid.results import Explanation
+from pellucid.results import Explanation, Projection
 
 if TYPE_CHECKING:
     from pellucid.engine.planner import Progress
-    from pellucid.results import Projection, Scores
+    from pellucid.results import Scores
 
 _learnt: WeakKeyDictionary[nn.Module, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -48,6 +49,8 @@ def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
         if options:
             raise ModelError(f"the model is adapted already; give {sorted(options)} where it is adapted first")
         adapter = model
+    elif model is None and not options:
+        adapter = no_model()
     elif not options and (known := _adapted_before(model)) is not None:
         adapter = known
     else:
@@ -140,8 +143,9 @@ def evaluate(
     """Scores explanations by one or many evaluators, with controls beside them.
 
     Args:
-        model: anything that `adapt` takes.
-        inputs: what was explained.
+        model: anything that `adapt` takes; None for maps of points, which are scored against their states alone, and
+            for prototypes that are compared as they are.
+        inputs: what was explained; for maps without a model their states, as `project` takes them.
         explanations: one, a list, or a dictionary of them as `explain` returns it.
         metrics: names or instances of evaluators.
         target: as for `explain`; None takes the classes that the explanations recorded.
@@ -160,19 +164,25 @@ def evaluate(
     from pellucid.results import Exemplars, Influence, Scores
 
     check_inputs_given(inputs)
-    adapter = adapt(model)
     given = _explanations(explanations)
+    exemplars = all(isinstance(one, Exemplars) for one in given.values())
+    maps = model is None and not exemplars
+    if maps:
+        inputs, given = histories(inputs, given)
+    adapter = adapt(model)
     evaluators, _ = _named(metrics, Evaluator)
     # The usual controls are attributions. Controls of influence need training data, so that the user must name them.
-    exemplars = all(isinstance(one, Exemplars) for one in given.values())
     others = exemplars or all(isinstance(one, Influence) for one in given.values())
-    usual = [] if others else [one.name for one in _controls()]
+    usual = [] if others else [one.name for one in techniques("projector" if maps else "explainer", tags={"control"})]
     # Exemplars are of a data set, whose classes are not those of the inputs that they are scored on.
-    target = _common_target(given) if target is None and not exemplars else target
+    target = _common_target(given) if target is None and not exemplars and not maps else target
     chosen = usual if controls is True else list(controls or ())
     made: dict[str, Any] = {}
     for control in chosen:
         try:
+            if maps:
+                made[_label(create(control))] = like(given, project(states_of(inputs), control, seed=seed))
+                continue
             made |= explain(
                 adapter, inputs, [control], target, batch_size=batch_size, seed=seed, progress=False, device=device
             )
@@ -227,10 +237,6 @@ def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters:
         states = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in states])
     points = states if isinstance(states, Tensor) else torch.as_tensor(np.asarray(states))
     return projector.project(points, seed=seed)
-
-
-def _controls() -> list[Technique]:
-    return techniques("explainer", tags={"control"})
 
 
 def _label(technique: Any) -> str:

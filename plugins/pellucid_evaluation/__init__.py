@@ -91,3 +91,87 @@ def pellucid_techniques() -> Iterator[Technique]:
         reference="Kim et al., 2016",
         better="lower",
     )
+    yield Technique(
+        "trustworthiness",
+        kind="evaluator",
+        summary="How far points that are near on a map are near as states.",
+        target="pellucid_evaluation.neighbourhoods:Trustworthiness",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples"},
+        reference="Venna and Kaski, 2001",
+        better="higher",
+    )
+    yield Technique(
+        "continuity",
+        kind="evaluator",
+        summary="How far points that are near as states are near on the map.",
+        target="pellucid_evaluation.neighbourhoods:Continuity",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples"},
+        reference="Venna and Kaski, 2001",
+        better="higher",
+    )
+    yield Technique(
+        "neighbourhood_preservation",
+        kind="evaluator",
+        summary="The share of each point's nearest neighbours that it keeps on the map.",
+        target="pellucid_evaluation.neighbourhoods:NeighbourhoodPreservation",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples"},
+        better="higher",
+    )
+    yield Technique(
+        "boundary_preservation",
+        kind="evaluator",
+        summary="How far neighbourhoods are as mixed in their labels on the map as they are as states.",
+        target="pellucid_evaluation.neighbourhoods:BoundaryPreservation",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples"},
+        reference="after Yang et al., 2022",
+        better="higher",
+    )
+    yield Technique(
+        "trajectory_preservation",
+        kind="evaluator",
+        summary="The share of the nearest times of each point's own trajectory that it keeps on the map.",
+        target="pellucid_evaluation.trajectories:TrajectoryPreservation",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples", "dynamics"},
+        better="higher",
+    )
+    yield Technique(
+        "movement_correlation",
+        kind="evaluator",
+        summary="The rank correlation of how far points move on the map with how far their states move.",
+        target="pellucid_evaluation.trajectories:MovementCorrelation",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples", "dynamics"},
+        better="higher",
+    )
+    yield Technique(
+        "temporal_stability",
+        kind="evaluator",
+        summary="How still points stand on the map while their states stand still.",
+        target="pellucid_evaluation.trajectories:TemporalStability",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples", "dynamics"},
+        better="higher",
+    )
+    yield Technique(
+        "explained_stress",
+        kind="evaluator",
+        summary="How much of all distances between states the map explains.",
+        target="pellucid_evaluation.trajectories:ExplainedStress",
+        explains="projection",
+        output="scores",
+        tags={"map", "across_examples"},
+        reference="Mao et al., 2024",
+        better="higher",
+    )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import InstanceOf
 
 from pellucid import Check, Evaluator, Look, Passes, Sample, Scores, Trainer
@@ -30,12 +30,15 @@ class LinearDatamodelingScore(Evaluator):
         share: how much of the data each part has.
         n_seeds: over how many trainings of each part the score is averaged; the noise of single trainings lowers what
             can be reached.
+        seeds: those of the trainings of every part, in place of `n_seeds` drawn anew: with that of the explained model
+            alone, first weights and order are as they were for it, and nothing but the data differs.
     """
 
     trainer: InstanceOf[Trainer]
     n_subsets: Annotated[int, Ge(2)] = 32
     share: Annotated[float, Gt(0), Lt(1)] = 0.5
     n_seeds: Annotated[int, Ge(1)] = 1
+    seeds: Annotated[tuple[int, ...], MinLen(1)] | None = None
 
     known_failures: ClassVar[dict[str, str]] = {
         "leaves the model and the process as they were when the model fails or is interrupted midway": (
@@ -59,13 +62,16 @@ class LinearDatamodelingScore(Evaluator):
         for place in range(self.n_subsets):
             chosen = torch.randperm(count, generator=sample.generator("part", place))[:size]
             parts[place, chosen] = True
-            for draw in range(self.n_seeds):
-                seed = int(torch.randint(2**62, (), generator=sample.generator("training", place, draw)))
+            seeds = self.seeds or [
+                int(torch.randint(2**62, (), generator=sample.generator("training", place, draw)))
+                for draw in range(self.n_seeds)
+            ]
+            for seed in seeds:
                 seen = yield Look(at=sample, weights=self.trainer.weights(parts[place], seed))
-                scores[place] += seen.scores.double().cpu() / self.n_seeds
+                scores[place] += seen.scores.double().cpu() / len(seeds)
         foretold = found.values.double().cpu() @ parts.double().T
         values = correlation(ranks(foretold), ranks(scores.T))
-        note = f"{self.n_subsets} parts of {size} examples, {self.n_seeds} trainings of each"
+        note = f"{self.n_subsets} parts of {size} examples, {len(self.seeds or range(self.n_seeds))} trainings of each"
         return Scores.single(
             metric="linear_datamodeling_score",
             values=values,

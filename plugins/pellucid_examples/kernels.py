@@ -45,10 +45,10 @@ class KernelMatrix:
             squares = torch.empty(0)
         else:
             points = centred(points)
-            squares = torch.cat([part.square().sum(dim=1) for part in points.split(TILE)])
+            squares = torch.cat([part.square().sum(dim=1) for part in torch.split(points, TILE)])
         if labels is None:
             return cls(points, kernel, squares=squares)
-        _, group_of = labels.unique(return_inverse=True)
+        _, group_of = torch.unique(labels, return_inverse=True)
         groups = tuple(torch.nonzero(group_of == group).flatten() for group in range(int(group_of.max()) + 1))
         return cls(points, kernel, groups, group_of, squares)
 
@@ -94,7 +94,8 @@ class KernelMatrix:
         """
         sums = torch.zeros(len(self), dtype=torch.float64, device=self.points.device)
         diagonal = torch.zeros_like(sums)
-        for group in range(len(self.groups)) if self.groups else (None,):
+        everyone: list[int | None] = [None]
+        for group in range(len(self.groups)) if self.groups else everyone:
             parts = list(self._parts(group, TILE))
             for place, rows in enumerate(parts):
                 for columns in parts[place:]:
@@ -109,7 +110,7 @@ class KernelMatrix:
 
     def _parts(self, group: int | None, size: int) -> Iterator[Places]:
         if group is not None:
-            yield from self.groups[group].split(size)
+            yield from torch.split(self.groups[group], size)
         else:  # slices view the points, where indices would copy them
             for start in range(0, len(self), size):
                 yield slice(start, min(start + size, len(self)))
@@ -123,8 +124,9 @@ def _check_symmetric(block: Tensor) -> None:
 
 def centred(points: Tensor) -> Tensor:
     """The points about their mean where they lie far from the origin, which would cost distances their digits."""
-    mean = points.mean(dim=0, dtype=torch.float64)
-    total = sum(float(part.square().sum(dtype=torch.float64)) for part in points.split(TILE)) / len(points)
+    parts = torch.split(points, TILE)  # in double precision a part at a time
+    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / len(points)
+    total = sum(float(part.square().sum(dtype=torch.float64)) for part in parts) / len(points)
     square = float(mean.square().sum())
     return points - mean.to(points) if square > FAR * max(total - square, 0.0) else points
 
@@ -132,7 +134,7 @@ def centred(points: Tensor) -> Tensor:
 def nearest(points: Tensor, others: Tensor) -> Tensor:
     """(a,) which of the others (b, d) is nearest to each of the points (a, d); the first where several are."""
     found = []
-    for part in points.split(TILE):
+    for part in torch.split(points, TILE):
         # A gamma of a half makes the exponent -|x - y|^2 / 2; the point's own square moves all alike.
         found.append((part.double() @ others.double().T - others.double().square().sum(dim=1) / 2).argmax(dim=1))
     return torch.cat(found)
@@ -153,7 +155,7 @@ def label_tensor(labels: object, examples: int, what: str = "labels") -> Tensor:
         InputError: when they are not integers, one for each example.
     """
     try:
-        made = torch.as_tensor(labels).detach().cpu()  # type: ignore[call-overload]
+        made = torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{what} are a {type(labels).__name__}; expected integers ({examples},)") from None
     if made.shape != (examples,) or made.is_floating_point() or made.is_complex():

@@ -86,7 +86,8 @@ class MaximalExamples(Explainer):
 
         yield from streamed(sample, [self.layer], take)
         assert units is not None
-        found, boxes, crops, checks = units, None, None, []
+        found, boxes, crops = units, None, None
+        checks: list[Check] = []
         if isinstance(sample.inputs, Tensor) and sample.inputs.dim() == 4:
             places = best["positions"]
             flat = yield from receptive_boxes(sample, self.layer, lambda seen: found.at(seen, places))
@@ -116,4 +117,4 @@ def _crops(images: Tensor, indices: Tensor, boxes: Tensor) -> tuple[Tensor | Non
         note = f"left out: they would take {needed / 2**20:.0f} MiB; name fewer channels. The boxes say where they lie"
         return None, [*checks, Check.info("crops", note=note)]
     parts = cut(images, indices.flatten(), boxes.flatten(0, 1))
-    return parts.unflatten(0, indices.shape), checks
+    return parts.reshape(*indices.shape, *parts.shape[1:]), checks

@@ -66,7 +66,7 @@ class MMDCritic(Explainer):
         """One prototype and one criticism, of all and of two classes."""
         return [
             cls(n_prototypes=1, n_criticisms=1, layer="auto"),
-            cls(n_prototypes=2, n_criticisms=1, layer="auto", pooled=False, labels=[0, 1, 0], gamma=0.1),
+            cls(n_prototypes=2, n_criticisms=1, layer="auto", pooled=False, labels=[0, 1, 0]),
         ]
 
     def explain(self, sample: Sample) -> Passes[Exemplars]:
@@ -74,8 +74,8 @@ class MMDCritic(Explainer):
         n, wanted = len(sample), self.n_prototypes + self.n_criticisms
         if wanted > n:
             raise InputError(
-                f"{self.n_prototypes} prototypes and {self.n_criticisms} criticisms were asked of {n} examples; expected "
-                f"at most {n} together"
+                f"{self.n_prototypes} prototypes and {self.n_criticisms} criticisms were asked of {n} examples; "
+                f"expected at most {n} together"
             )
         labels = None if self.labels is None else label_tensor(self.labels, n)
         points = yield from self._points(sample)
@@ -86,9 +86,15 @@ class MMDCritic(Explainer):
         found = prototypes(matrix, self.n_prototypes)
         critics = criticisms(matrix, found, self.n_criticisms)
         rows = _rows(matrix, found, critics)
-        names = None if local is None else tuple(f"class {label}" for label in local.unique().tolist())
-        return _exemplars(rows, names, points.dtype, checks=[*checks, *_certificates(found)], over=self.layer or "input",
-                          examples=sample.inputs if isinstance(sample.inputs, Tensor) else None)  # fmt: skip
+        names = None if local is None else tuple(f"class {label}" for label in torch.unique(local).tolist())
+        return _exemplars(
+            rows,
+            names,
+            points.dtype,
+            over=self.layer or "input",
+            examples=sample.inputs if isinstance(sample.inputs, Tensor) else None,
+            checks=[*checks, *_certificates(found)],
+        )
 
     def _points(self, sample: Sample) -> Passes[Tensor]:
         """What is compared, (n, d)."""

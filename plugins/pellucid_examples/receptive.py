@@ -59,7 +59,7 @@ def _ends(reached: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cut(images: Tensor, indices: Tensor, boxes: Tensor) -> Tensor:
-    """The parts (n, C, h, w) of the images (N, C, H, W) that indices (n,) name in boxes (n, 4), each of the largest's size.
+    """Cuts boxes (n, 4) out of the images (N, C, H, W) that indices (n,) name: (n, C, h, w) of the largest's size.
 
     A box at the image's edge is smaller, because the unit sees padding there: it is filled up with zeros on that side.
     """

@@ -107,7 +107,8 @@ class SimilarExamples(Explainer):
 
 def _unit(values: Tensor) -> Tensor:
     """Values (rows, C, ...) scaled to length one over the channels; zeros stay zeros."""
-    return values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    scaled: Tensor = values / values.norm(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    return scaled
 
 
 def training_inputs(train: Any) -> Tensor:

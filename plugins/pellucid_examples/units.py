@@ -70,7 +70,7 @@ class Units:
         return torch.einsum("uc,rcp->rup", self.directions, maps)
 
     def at(self, activations: Tensor, positions: Tensor) -> Tensor:
-        """The values (rows, U * k) of units at positions (U, k); a channel of weight zero adds nothing, not even NaN."""
+        """(rows, U * k) values of units at positions (U, k); a channel of weight zero adds nothing, not even NaN."""
         maps = self.maps(activations)
         if self.channels is not None:
             return maps[:, self.channels[:, None], positions].flatten(1)

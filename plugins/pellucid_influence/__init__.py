@@ -64,6 +64,17 @@ def pellucid_techniques() -> Iterator[Technique]:
         reference="Cook, 1977",
     )
     yield Technique(
+        "unrolled",
+        kind="explainer",
+        summary="The derivative of a query's score by each training example's weight, back through the training run.",
+        target="pellucid_influence.unrolled:Unrolled",
+        explains="data",
+        output="influence",
+        uses={"factors"},
+        tags={"image", "table", "signal", "training_data", "retrains"},
+        reference="Ilyas and Engstrom, 2025",
+    )
+    yield Technique(
         "influence_control",
         kind="explainer",
         summary="A control for influences: likeness within the predicted class, loss alone, or noise.",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from pellucid import Check, Explainer, Influence, Passes, Sample
-from pellucid_influence.curvature import gauss_newton
+from pellucid_influence.curvature import Block, observed
+from pellucid_influence.ek_fac import ek_fac
 from pellucid_influence.ntk_influence import noise
+from pellucid_influence.solvers import LARGEST, conjugate_gradients, explicit, lissa
 from pellucid_influence.training import certificates, data, inverse, kernel, shown, training_sample
 
 SHARE = 0.1
@@ -32,17 +35,26 @@ class InfluenceFunctions(Explainer):
     Attributes:
         train: `(inputs, labels)` or a TensorDataset; labels are class indices (cross-entropy) or, of a floating type,
             values (squared error).
-        curvature: `"fisher"` is inverted exactly through the tangent kernel of the training examples: examples squared
-            in memory, however many parameters; `"gauss_newton"` is written out: parameters squared in memory, and a
-            backward pass for each output.
+        curvature: `"fisher"`, or `"gauss_newton"`, which needs a backward pass for each output.
+        solver: `"explicit"` inverts the curvature: the Fisher matrix exactly through the tangent kernel of the training
+            examples, with examples squared in memory, however many parameters; the Gauss-Newton matrix written out,
+            with parameters squared. `"cg"` are conjugate gradients and `"lissa"` is the sampled series of Agarwal et
+            al., 2017, both with queries times parameters in memory, their residual certified, and without
+            self-influence. `"ek_fac"` takes each layer's curvature as diagonal in a Kronecker product of bases: an
+            estimate, for large models and training sets.
         damping: what is added to the curvature of the mean loss: a weight decay that the model was trained with
             belongs here. `"auto"` takes a tenth of the curvature's mean eigenvalue.
+        n_steps: of conjugate gradients at most, or of LiSSA.
+        batch_size: how many examples a step of LiSSA draws.
         parameters: by which parameters, as names with wildcards.
     """
 
     train: Any
     curvature: Literal["fisher", "gauss_newton"] = "fisher"
+    solver: Literal["explicit", "cg", "lissa", "ek_fac"] = "explicit"
     damping: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
+    n_steps: Annotated[int, Ge(1)] = 200
+    batch_size: Annotated[int, Ge(1)] = 32
     parameters: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
 
     def __post_init__(self) -> None:
@@ -51,45 +63,70 @@ class InfluenceFunctions(Explainer):
 
     @classmethod
     def test_instances(cls) -> list[Explainer]:
-        """Both curvatures."""
-        return [cls(train=noise()), cls(train=noise(), curvature="gauss_newton", damping=0.1)]
+        """Both curvatures, and every solver."""
+        train = noise()
+        return [
+            cls(train=train),
+            cls(train=train, curvature="gauss_newton", damping=0.1),
+            cls(train=train, solver="cg"),
+            cls(train=train, solver="lissa", n_steps=20, batch_size=11),
+            cls(train=train, solver="ek_fac"),
+        ]
 
     def explain(self, sample: Sample) -> Passes[Influence]:
-        """A forward and a backward pass for each query and example; see `curvature` for more."""
+        """A forward and a backward pass for each query and example; see `curvature` and `solver` for more."""
         train = training_sample(self.train, sample)
-        passes = self._gauss_newton if self.curvature == "gauss_newton" else self._fisher
-        values, own, checks = yield from passes(sample, train)
+        exact = self.curvature == "fisher" and self.solver == "explicit"
+        values, own, checks = yield from (self._by_kernel if exact else self._by_rows)(sample, train)
         kind = sample.inputs.dtype
-        return Influence(values.to(kind), self_influence=own.to(kind), checks=checks, **shown(train))
+        selves = None if own is None else own.to(kind)
+        return Influence(values.to(kind), self_influence=selves, checks=checks, **shown(train))
 
-    def _fisher(self, sample: Sample, train: Sample) -> Passes[tuple[Tensor, Tensor, list[Check]]]:
-        """Through the kernel: (1/N) G^T (damping + G G^T / N)^-1 of N rows is G^T (N damping + G G^T)^-1."""
+    def _by_kernel(self, sample: Sample, train: Sample) -> Passes[tuple[Tensor, Tensor | None, list[Check]]]:
+        """The Fisher matrix: (1/N) G^T (damping + G G^T / N)^-1 of N rows is G^T (N damping + G G^T)^-1."""
         found = yield from kernel(sample, train, self.parameters, own=True)
         count = len(train)
-        damping, check = self._damping(float(found.squares.double().sum()) / count, count)
+        mean = float(found.squares.double().sum()) / count**2
+        damping = self._damping(mean)
         inner = inverse(found.own, count * damping)
         values = -found.values.double() @ inner
         # The diagonal of K (K + c)^-1 is that of 1 - c (K + c)^-1.
         selves = 1 - count * damping * inner.diagonal()
-        return values, selves, [*certificates(found, train), check(selves)]
+        checks = certificates(found, train) + _damped(damping, mean, float(selves.sum()), count)
+        return values, selves, checks
 
-    def _gauss_newton(self, sample: Sample, train: Sample) -> Passes[tuple[Tensor, Tensor, list[Check]]]:
-        queries, found, hessian = yield from gauss_newton(sample, train, self.parameters)
-        count = len(train)
-        damping, check = self._damping(float(hessian.diagonal().sum()), len(hessian))
-        inner = inverse(hessian, damping)
-        moved = found.gradients.double() @ inner / count
-        values = -queries.double() @ moved.T
-        selves = (found.gradients.double() * moved).sum(dim=1)
-        effective = (inner * hessian).sum()
-        return values, selves, [*certificates(found, train), check(effective)]
+    def _by_rows(self, sample: Sample, train: Sample) -> Passes[tuple[Tensor, Tensor | None, list[Check]]]:
+        largest = LARGEST if self.solver == "explicit" else None
+        queries, curvature = yield from observed(sample, train, self.parameters, self.curvature, largest)
+        mean = curvature.trace / curvature.directions
+        damping = self._damping(mean)
+        if self.solver == "cg":
+            solved = yield from conjugate_gradients(curvature, queries, damping, self.n_steps)
+        elif self.solver == "lissa":
+            generator = sample.generator("lissa")
+            solved = yield from lissa(curvature, queries, damping, self.n_steps, self.batch_size, generator)
+        else:
+            solved = yield from (ek_fac if self.solver == "ek_fac" else explicit)(curvature, queries, damping)
+        values, selves = list[Tensor](), list[Tensor]()
 
-    def _damping(self, trace: float, size: int) -> tuple[float, Any]:
-        """The damping, and what makes its certificate of the effective number of parameters."""
-        damping = SHARE * trace / size if self.damping == "auto" else float(self.damping)
+        def held(block: Block) -> None:
+            values.append(-solved.values @ block.gradients.T / len(train))
+            if solved.apply is not None:
+                selves.append((block.gradients * solved.apply(block.gradients)).sum(dim=1) / len(train))
 
-        def check(effective: Tensor) -> Check:
-            note = f"of {size} directions, with a damping of {damping:.3g}; the mean eigenvalue is {trace / size:.3g}"
-            return Check.info("effective parameters", float(effective.sum()), note)
+        yield from curvature.each(held)
+        assert curvature.found is not None
+        checks = [*certificates(curvature.found, train), *solved.checks]
+        checks += _damped(damping, mean, solved.effective, curvature.size)
+        return torch.cat(values, dim=1), torch.cat(selves) if selves else None, checks
 
-        return damping, check
+    def _damping(self, mean: float) -> float:
+        return SHARE * mean if self.damping == "auto" else float(self.damping)
+
+
+def _damped(damping: float, mean: float, effective: float | None, size: int) -> list[Check]:
+    """The damping beside the curvature's mean eigenvalue, and, where it is known, what it leaves of the directions."""
+    checks = [Check.info("damping", damping, f"the curvature's mean eigenvalue is {mean:.3g}")]
+    if effective is not None:
+        checks.append(Check.info("effective parameters", effective, f"of {size} directions"))
+    return checks

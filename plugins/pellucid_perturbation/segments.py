@@ -14,6 +14,9 @@ from pellucid_perturbation.leafwise import by_name, formed_like
 
 WORDS = ("auto", "features", "grid", "slic")
 
+ABSENT = torch.iinfo(torch.long).max
+"""Stands in a map for the segment of what an example does not have, such as the padding of a text."""
+
 
 @dataclass(frozen=True, eq=False)
 class Players:
@@ -21,7 +24,7 @@ class Players:
 
     Attributes:
         groups: by input, the number of the segment that each feature is in: (1 or B, ...) with as many axes as the
-            input, each of its size or 1.
+            input, each of its size or 1; -1 for a feature that plays no part, such as the padding of a text.
         counts: (B,) how many segments each example has.
     """
 
@@ -57,17 +60,23 @@ class Players:
                 maps[name] = _called(spec, leaves[name])
             else:
                 shared[name] = _fitted(spec, leaves[name])
+        if sample.frame.mask is not None:
+            mask = sample.frame.mask(sample.frame.extras).cpu()
+            maps, shared = ({k: torch.where(mask, one, ABSENT) for k, one in some.items()} for some in (maps, shared))
         groups, counts = _numbered(shared)
         for name, one in maps.items():
             own, more = _numbered({name: one})
-            groups[name] = own[name] + counts.reshape(-1, *(1,) * (one.dim() - 1))
+            groups[name] = torch.where(own[name] < 0, -1, own[name] + counts.reshape(-1, *(1,) * (one.dim() - 1)))
             counts = counts + more
         return cls({name: groups[name] for name in leaves}, counts.expand(len(sample)))
 
     def shown(self, coalitions: Tensor, examples: Tensor) -> dict[str, Tensor]:
         """By input, the masks of rows of examples that show the segments in each row's coalition, (rows, d)."""
         masks = {}
+        # What plays no part is always shown: its number, -1, is that of the last column.
+        coalitions = torch.cat([coalitions, coalitions.new_ones(len(coalitions), 1)], dim=1)
         for name, group in self.groups.items():
+            group = group % coalitions.shape[1]
             if len(group) == 1:
                 mask = coalitions.index_select(1, group.flatten())
             else:
@@ -78,8 +87,9 @@ class Players:
     def painted(self, values: Tensor, inputs: Any) -> Any:
         """Values (B, d) of the segments at each of their features: of the inputs' form and shape."""
         leaves, painted = by_name(inputs), {}
+        values = torch.cat([values, values.new_zeros(len(values), 1)], dim=1)
         for name, group in self.groups.items():
-            places = group.to(values.device).expand(len(values), *group.shape[1:])
+            places = (group % values.shape[1]).to(values.device).expand(len(values), *group.shape[1:])
             one = values.gather(1, places.flatten(1)).reshape(places.shape)
             painted[name] = one.expand(leaves[name].shape).clone()
         return formed_like(inputs, painted)
@@ -109,15 +119,19 @@ def _by_leaf(segments: Any, leaves: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _numbered(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Maps (1 or B, ...) with their names replaced by numbers from 0, and how many (1 or B,) there are in each row."""
+    """Maps (1 or B, ...) with their names replaced by numbers from 0, and how many (1 or B,) there are in each row.
+
+    What is absent gets -1, and is not counted.
+    """
     rows = max((len(one) for one in maps.values()), default=1)
     wide = {name: one.expand(rows, *one.shape[1:]) for name, one in maps.items()}
     numbers, counts = [], []
     for row in range(rows):
         flat = torch.cat([one[row].flatten() for one in wide.values()]) if wide else torch.zeros(0, dtype=torch.long)
         names, number = torch.unique(flat, return_inverse=True)
-        numbers.append(number)
-        counts.append(len(names))
+        count = int((names != ABSENT).sum())
+        numbers.append(torch.where(number < count, number, -1))
+        counts.append(count)
     sizes = [one[0].numel() for one in wide.values()]
     parts = torch.tensor_split(torch.stack(numbers), torch.tensor(sizes).cumsum(0)[:-1], dim=1) if wide else ()
     return (

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pellucid_projection.points import equal
+
 BISECTIONS = 50
 
 
@@ -52,19 +54,15 @@ def among(frames: Tensor, landmarks: Tensor, places: Tensor, perplexity: float) 
         places: (T, m, k).
         perplexity: of the map; a tenth of it, at least two, makes the affinities.
     """
-    from pellucid_projection.points import distinct
-
     placed = places.new_zeros(*frames.shape[:2], places.shape[-1])
     near = max(2.0, perplexity / 10)
     count = min(len(landmarks), math.ceil(3 * near))
     for frame, known, out in zip(frames, places, placed, strict=True):
         marks = frame[landmarks].double()
-        for rows in torch.arange(len(frame)).split(1024):
+        for rows in torch.split(torch.arange(len(frame)), 1024):
             squares, nearest = torch.cdist(frame[rows].double(), marks).square_().topk(count, largest=False)
             weights = conditional(squares, near).to(known)
             out[rows] = (weights.unsqueeze(-1) * known[nearest]).sum(dim=1)
         out[landmarks] = known
-    _, which = distinct(frames.flatten(0, 1))
-    order = torch.arange(len(which))
-    first = order.new_full((int(which.max()) + 1,), len(which)).scatter_reduce_(0, which, order, "amin")
+    first, which = equal(frames.flatten(0, 1))
     return placed.flatten(0, 1)[first[which]].view(placed.shape)

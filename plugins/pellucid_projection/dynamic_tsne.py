@@ -31,8 +31,9 @@ class DynamicTSNE(Projector):
         sum w (d - s D)^2 / sum w (s D)^2,   w = 1 / D,
 
     over all pairs of times of each point, with D their distance in state space, d that on the map, and s the one scale
-    that all trajectories share, the ratio of the mean distances. So a point moves on the map as far as its state does,
-    and a point that stands still stands still. Frames are tied by trajectories alone: no point attracts or repels one
+    of the map: how far points lie from their frame's centre, on the map to as states, in the mean. So a point moves
+    across as much of the map as its state moves across the others', and a point that stands still stands still. (With
+    the scale that fits the trajectories best, all moves shrink to almost nothing.) Frames are tied by trajectories alone: no point attracts or repels one
     of another time, which is what makes joint maps of all times miss both neighbours and moves.
 
     Equal states have equal places, exactly, at whatever times. It starts from the principal axes, so that no random
@@ -92,9 +93,7 @@ class _Descent:
         stress: along the trajectories, at the end.
     """
 
-    def __init__(
-        self, frames: Tensor, equal: Tensor, perplexity: float, trajectory: float, n_components: int
-    ) -> None:
+    def __init__(self, frames: Tensor, equal: Tensor, perplexity: float, trajectory: float, n_components: int) -> None:
         self.shape = (*frames.shape[:2], n_components)
         self.equal, self.trajectory = equal, trajectory
         self.divergence = self.stress = 0.0
@@ -111,7 +110,10 @@ class _Descent:
             self.lags.append((lag, distances, torch.zeros(())))
         total = sum(float(d.sum()) for _, d, _ in self.lags) / max(1, sum(d.numel() for _, d, _ in self.lags))
         # Weights of pairs that hardly moved are bounded, or these few would decide how far a step may go.
-        self.lags = [(lag, d, torch.where(d > 0, 1 / d.clamp_min(1e-3 * total + 1e-30), 0.0)) for lag, d, _ in self.lags]
+        self.lags = [
+            (lag, d, torch.where(d > 0, 1 / d.clamp_min(1e-3 * total + 1e-30), 0.0)) for lag, d, _ in self.lags
+        ]
+        self.spread = _spread(points)
         self.length = sum(float(d.double().sum()) for _, d, _ in self.lags)
 
     def run(self, steps: int) -> Tensor:
@@ -149,10 +151,11 @@ class _Descent:
         """The slope of the stress."""
         moves = [places[lag:] - places[:-lag] for lag, _, _ in self.lags]
         lengths = [move.norm(dim=-1) for move in moves]
+        # A single trajectory has no width to be measured by: the scale is then what fits it.
         drawn = sum(float(length.double().sum()) for length in lengths)
-        scale = drawn / self.length if self.length else 0.0
+        scale = _spread(places) / self.spread if self.spread else drawn / max(self.length, 1e-300)
         slope = torch.zeros_like(places)
-        if scale == 0:
+        if scale == 0 or self.length == 0:
             return slope
         whole = scale**2 * self.length
         stress = 0.0
@@ -164,6 +167,11 @@ class _Descent:
                 stress += float((weights * (length - scale * distances).square()).sum()) / whole
         self.stress = stress
         return slope
+
+
+def _spread(points: Tensor) -> float:
+    """How far points (T, n, d) lie from their frame's centre, in the mean."""
+    return float((points - points.mean(dim=1, keepdim=True)).norm(dim=-1).double().mean())
 
 
 def _lags(count: int) -> list[int]:

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from pellucid import Check, InputError, ParameterError, Projection, Projector
-from pellucid_projection.pca import checked
+from pellucid_projection.points import checked, equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,8 @@ class InPCA(Projector):
         kept, axes = weights[order][: self.n_components], vectors[:, order[: self.n_components]]
         largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
         places = axes * torch.where(largest < 0, -1.0, 1.0) * kept.abs().sqrt()
+        first, which = equal(states.flatten(0, -2))
+        places = places[first[which]]  # equal states have equal places, to the last bit
         whole = weights.square().sum().sqrt()
         lost = (weights.square().sum() - kept.square().sum()).clamp_min(0).sqrt()
         stress = float(1 - lost / whole) if float(whole) > 0 else 0.0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,18 @@ from torch import Tensor
 from pellucid import Check, InputError
 from pellucid_projection.pca import PCA, checked
 
-__all__ = ["checked", "distinct", "fewer", "principal"]
+__all__ = ["checked", "distinct", "equal", "fewer", "principal"]
+
+
+def equal(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of each set of equal points (n, d), by index in their order, and for every point which set it is of."""
+    rows = np.ascontiguousarray((points + 0.0).cpu().numpy())  # -0.0 is 0.0
+    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return torch.from_numpy(first[order]), torch.from_numpy(rank[which.ravel()])
 
 
 def distinct(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,15 +31,12 @@ def distinct(points: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: when all points are the same.
     """
-    rows = np.ascontiguousarray((points + 0.0).cpu().numpy())  # -0.0 is 0.0
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
-    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
+    first, which = equal(points)
     if len(first) < 2:
-        raise InputError(f"all {len(points)} states are the same, so that no map tells them apart; expected two at least")
-    return points[torch.from_numpy(np.sort(first))], torch.from_numpy(rank[which.ravel()])
+        raise InputError(
+            f"all {len(points)} states are the same, so that no map tells them apart; expected two at least"
+        )
+    return points[first], which
 
 
 def principal(points: Tensor, n_components: int, spread: float) -> Tensor:

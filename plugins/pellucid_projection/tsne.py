@@ -37,7 +37,7 @@ class TSNE(Projector):
 
     def project(self, states: Any, *, seed: int = 0) -> Projection:
         """Fits the map to the states."""
-        from sklearn.manifold import TSNE as Reference
+        from sklearn.manifold import TSNE as Reference  # noqa: N811
 
         states = checked(states)
         points, which = distinct(states.flatten(0, -2))

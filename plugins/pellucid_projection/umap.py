@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -69,15 +70,13 @@ class UMAP(Projector):
         return self._fit(distinct(checked(states).flatten(0, -2))[0], seed)[0]
 
     def _fit(self, points: Tensor, seed: int) -> tuple[Fitted, tuple[Check, ...]]:
-        from umap import UMAP as Reference
-
         if len(points) < self.n_components + 3:
             raise ParameterError(
                 f"{len(points)} different states are too few for UMAP on {self.n_components} axes; expected at least "
                 f"{self.n_components + 3}, or use 'pca'"
             )
         neighbours, notes = fewer("n_neighbors", self.n_neighbors, len(points) - 1)
-        reducer = Reference(
+        reducer = _reference()(
             n_components=self.n_components,
             n_neighbors=int(neighbours),
             min_dist=self.min_dist,
@@ -85,3 +84,10 @@ class UMAP(Projector):
             n_jobs=1,
         )
         return Fitted(reducer.fit(points.cpu().numpy())), notes
+
+
+def _reference() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of an optional part that needs tensorflow
+        from umap import UMAP as Reference  # noqa: N811
+    return Reference

@@ -71,8 +71,8 @@ class Gamma(Rule):
         up = shares.total > 0
         weighed = shares.total + gamma * torch.where(up, shares.positive, shares.negative)
         each = divided(carried, weighed, self.stabilizer)
-        if node.kind == "weighted" and not shares.signed and not bool((each.ne(0) & ~up).any()):
-            weight = _weight(self, node)
+        weight = node.weight
+        if weight is not None and bool(node.inputs[0].amin() >= 0) and not bool((each.ne(0) & ~up).any()):
             return times(node.inputs, node.vjp(each, weight=weight + gamma * weight.clamp(min=0)))
         more = (1 + gamma) * each
         return shares.back(torch.where(up, more, each), torch.where(up, each, more))
@@ -135,7 +135,7 @@ class ZPlus(Rule):
         """One further pass through the op."""
         shares = shares_of(node, bias=self.bias)
         up = shares.over_positive(carried, self.stabilizer)
-        if bool(shares.positive.amin() > 0):
+        if shares.pulled_up:
             return shares.back(up)
         stranded = (shares.positive == 0) & (carried != 0)
         if not bool(stranded.any()):

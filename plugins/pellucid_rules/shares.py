@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,18 +12,29 @@ from torch import Tensor
 
 from pellucid import Node, ParameterError
 
+_FEW = 64
+"""Contributions to an output up to which each sign is summed for itself: few may be of one sign but for a tiny rest, of
+which the difference of two sums would leave nothing."""
+
 _ROUNDING = 8.0
-"""In units of the last place of all that was summed: a sum below it says nothing of its terms."""
+"""In units of the last place of all that was summed: contributions that sum to less are none."""
 
 
 def divided(carried: Tensor, by: Tensor, stabilizer: float) -> Tensor:
     """`carried / by`, the denominator moved away from zero by the stabilizer; without one, zero where it is zero."""
     if stabilizer:
+        stabilizer = representable(stabilizer, by.dtype)
         # In place, since on a CPU new memory costs more than the arithmetic.
         moved = torch.copysign(torch.full((), stabilizer, dtype=by.dtype, device=by.device), by).add_(by)
         return torch.div(carried, moved, out=moved) if carried.dtype == by.dtype else carried / moved
     nothing = by == 0
     return (carried / by.masked_fill(nothing, 1.0)).masked_fill_(nothing, 0.0)
+
+
+def representable(stabilizer: float, dtype: torch.dtype) -> float:
+    """The stabilizer, or in half precision more, so that what is divided by it stays finite."""
+    limits = torch.finfo(dtype)
+    return stabilizer if limits.bits > 16 else max(stabilizer, limits.eps)
 
 
 def times(inputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -33,19 +45,20 @@ def times(inputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> tuple[Tensor, .
 class Shares(ABC):
     """The contributions z_ij to the outputs z_j of a linear op: their sums by sign, and shares of them handed back.
 
-    For a weighted op z_ij = x_i w_ij. With |z| the op at |x| and |w|, its positive contributions sum to (z + |z|) / 2:
-    one further pass through the op in place of one for each pair of signs, and where no input is negative, the op with
-    the positive weights alone. For sums, means and the like the sign of a coefficient is that of the gradient.
+    For a weighted op z_ij = x_i w_ij, and each sign is the op at inputs and weights of chosen signs. Where many signed
+    inputs meet, and |z| is the op at |x| and |w|, the positive contributions sum to (z + |z|) / 2, which saves a pass
+    through the op. For sums, means and the like the sign of a coefficient is that of the gradient.
 
     Attributes:
         node: the op.
-        signed: whether some input is negative.
         constant: what is added to the contributions, so that it broadcasts to the output; None for nothing.
+        rounded: whether the sums of the positive and of the negative contributions were found by subtraction.
     """
+
+    rounded = (False, False)
 
     def __init__(self, node: Node, *, bias: bool = True) -> None:
         self.node = node
-        self.signed = True
         self.constant = self._constant()
         self._bias = self.constant if bias else None
 
@@ -71,18 +84,29 @@ class Shares(ABC):
         """The sum of the negative contributions."""
         return self._negative if self._bias is None else self._negative + self._bias.clamp(max=0)
 
+    @cached_property
+    def pulled_up(self) -> bool:
+        """Whether every output has a positive contribution."""
+        return bool(self._positive.amin() > 0)
+
     def over_positive(self, carried: Tensor, stabilizer: float) -> Tensor:
-        """`carried` for each unit of the positive contributions; zero where their sum is mere rounding."""
-        each = divided(carried, self.positive, stabilizer)
-        return each.masked_fill_(self._rounded(self._positive), 0.0) if self.signed else each
+        """`carried` for each unit of the positive contributions; zero where there are none."""
+        each = self._over(self.positive, carried, stabilizer)
+        if not self.rounded[0] or self.pulled_up:
+            return each
+        return each.masked_fill_(self._positive == 0, 0.0)
 
     def over_negative(self, carried: Tensor, stabilizer: float) -> Tensor:
-        """`carried` for each unit of the negative contributions; zero where their sum is mere rounding."""
-        return divided(carried, self.negative, stabilizer).masked_fill_(self._rounded(self._negative), 0.0)
+        """`carried` for each unit of the negative contributions; zero where there are none."""
+        each = self._over(self.negative, carried, -stabilizer)
+        return each.masked_fill_(self._negative == 0, 0.0) if self.rounded[1] else each
 
-    def _rounded(self, part: Tensor) -> Tensor:
-        size = self._positive - self._negative
-        return part.abs() <= _ROUNDING * torch.finfo(part.dtype).eps * size
+    @staticmethod
+    def _over(part: Tensor, carried: Tensor, stabilizer: float) -> Tensor:
+        if not stabilizer:
+            return divided(carried, part, 0.0)
+        moved = part + math.copysign(representable(abs(stabilizer), part.dtype), stabilizer)
+        return torch.div(carried, moved, out=moved)
 
     @abstractmethod
     def _constant(self) -> Tensor | None:
@@ -109,20 +133,9 @@ class Shares(ABC):
 
 
 class _Weighted(Shares):
-    def __init__(self, node: Node, *, bias: bool = True) -> None:
+    def __init__(self, node: Node, weight: Tensor, *, bias: bool) -> None:
         super().__init__(node, bias=bias)
-        (self.inputs,), weight = node.inputs, node.weight
-        assert weight is not None
-        self.weight: Tensor = weight
-        self.signed = bool(self.inputs.amin() < 0)
-
-    @cached_property
-    def _up(self) -> Tensor:
-        return self.weight.clamp(min=0)
-
-    @cached_property
-    def _size(self) -> Tensor:
-        return self.weight.abs()
+        self.weight = weight
 
     def _constant(self) -> Tensor | None:
         bias = self.node.bias
@@ -130,26 +143,65 @@ class _Weighted(Shares):
             return bias
         return bias.reshape(-1, *(1,) * (self.node.output.dim() - 2))
 
+    @property
+    def _less(self) -> float:
+        """A little less than one, so that what is nothing but rounding becomes zero."""
+        return 1 - _ROUNDING * torch.finfo(self.linear.dtype).eps
+
+
+class _BySign(_Weighted):
+    """Inputs of each sign for themselves, as magnitudes with a weight that has their sign."""
+
+    def __init__(self, node: Node, weight: Tensor, *, bias: bool, signed: bool) -> None:
+        super().__init__(node, weight, bias=bias)
+        (inputs,) = node.inputs
+        parts = [(inputs.clamp(min=0), weight), ((-inputs).clamp_(min=0), -weight)] if signed else [(inputs, weight)]
+        self.parts = [(values, part.clamp(min=0), part) for values, part in parts]
+        self.rounded = (False, not signed and weight[0].numel() > _FEW)
+
     @cached_property
     def _positive(self) -> Tensor:
-        if not self.signed:
-            return self.node(self.inputs, weight=self._up, bias=False)
-        return self.node(self.inputs.abs(), weight=self._size, bias=False).add_(self.linear).mul_(0.5)
+        return _total([self.node(values, weight=up, bias=False) for values, up, _ in self.parts])
 
     @cached_property
     def _negative(self) -> Tensor:
-        return self.linear - self._positive
+        if self.rounded[1]:
+            return torch.sub(self.linear, self._positive, alpha=self._less).clamp_(max=0)
+        return _total([self.node(values, weight=part.clamp(max=0), bias=False) for values, _, part in self.parts])
 
     def back(self, up: Tensor, down: Tensor | None = None) -> tuple[Tensor, ...]:
-        node, inputs = self.node, self.inputs
-        if self.signed:
-            same, apart = (up, up) if down is None else (up + down, up - down)
-            (first,), (second,) = node.vjp(same), node.vjp(apart, weight=self._size)
-            return (first.mul_(inputs).addcmul_(inputs.abs(), second).mul_(0.5),)
-        (slope,) = node.vjp(up, weight=self._up)
-        if down is not None:
-            slope = slope.add_(node.vjp(down, weight=self.weight.clamp(max=0))[0])
-        return (slope.mul_(inputs),)
+        given = []
+        for values, weight, part in self.parts:
+            (slope,) = self.node.vjp(up, weight=weight)
+            if down is not None:
+                slope = slope.add_(self.node.vjp(down, weight=part.clamp(max=0))[0])
+            given.append(slope.mul_(values))
+        return (_total(given),)
+
+
+class _ByMagnitude(_Weighted):
+    """Many signed inputs, by the op at the magnitudes of inputs and weights."""
+
+    rounded = (True, True)
+
+    def __init__(self, node: Node, weight: Tensor, *, bias: bool) -> None:
+        super().__init__(node, weight, bias=bias)
+        (self.inputs,) = node.inputs
+        self.magnitude, self.size = self.inputs.abs(), weight.abs()
+
+    @cached_property
+    def _positive(self) -> Tensor:
+        both = self.node(self.magnitude, weight=self.size, bias=False)
+        return torch.add(self.linear, both, alpha=self._less, out=both).mul_(0.5).clamp_(min=0)
+
+    @cached_property
+    def _negative(self) -> Tensor:
+        return (self.linear - self._positive).clamp_(max=0)
+
+    def back(self, up: Tensor, down: Tensor | None = None) -> tuple[Tensor, ...]:
+        same, apart = (up, up) if down is None else (up + down, up - down)
+        (first,), (second,) = self.node.vjp(same), self.node.vjp(apart, weight=self.size)
+        return (first.mul_(self.inputs).addcmul_(self.magnitude, second).mul_(0.5),)
 
 
 class _Summed(Shares):
@@ -178,15 +230,19 @@ class _Summed(Shares):
         made = self.node(*values)
         return made if self.constant is None else made - self.constant
 
-    def _rounded(self, part: Tensor) -> Tensor:
-        return part == 0
-
     def back(self, up: Tensor, down: Tensor | None = None) -> tuple[Tensor, ...]:
         given = times(self.ups, self.node.vjp(up))
         if down is None:
             return given
         further = times(self.downs, self.node.vjp(down))
         return tuple(one + other for one, other in zip(given, further, strict=True))
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    first, *others = parts
+    for other in others:
+        first.add_(other)
+    return first
 
 
 def shares_of(node: Node, *, bias: bool = True) -> Shares:
@@ -199,8 +255,11 @@ def shares_of(node: Node, *, bias: bool = True) -> Shares:
     Raises:
         ParameterError: for another kind.
     """
-    if node.kind == "weighted":
-        return _Weighted(node, bias=bias)
+    if node.weight is not None:
+        signed = bool(node.inputs[0].amin() < 0)
+        if signed and node.weight[0].numel() > _FEW:
+            return _ByMagnitude(node, node.weight, bias=bias)
+        return _BySign(node, node.weight, bias=bias, signed=signed)
     if node.kind == "sum":
         return _Summed(node, bias=bias)
     raise ParameterError(

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from pellucid import Adapter, Look, Mean, Moments
+from pellucid.engine.drive import Drive, Outcome
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.passes import Engine
-from pellucid.engine.planner import Drive, Outcome, Planner
+from pellucid.engine.planner import Planner
 from pellucid.protocol import as_passes
 
 

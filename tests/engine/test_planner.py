@@ -132,10 +132,11 @@ def test_what_a_technique_costs_alone_is_counted_beside_what_all_cost(net, image
 
 
 def test_progress_is_told(net, images, t):
+    from pellucid.engine.drive import Drive
     from pellucid.engine.guard import guarded
     from pellucid.engine.inputs import make_sample
     from pellucid.engine.passes import Engine
-    from pellucid.engine.planner import Drive, Planner
+    from pellucid.engine.planner import Planner
 
     told: list[tuple[int, int]] = []
     model = net()

@@ -60,9 +60,7 @@ def test_maps_are_averaged_over_positions_unless_asked_otherwise(net, data, tmp_
     with torch.no_grad():
         maps = copy.deepcopy(net).eval().norm(copy.deepcopy(net).conv(data[0]))
     torch.testing.assert_close(recording.states("norm").values[0], maps.mean(dim=(2, 3)), rtol=0, atol=1e-6)
-    torch.testing.assert_close(
-        recording.states("auto").values[0], maps.relu().mean(dim=(2, 3)), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(recording.states("auto").values[0], maps.relu().mean(dim=(2, 3)), rtol=0, atol=1e-6)
 
 
 def test_training_does_not_notice(net, data, train, tmp_path):

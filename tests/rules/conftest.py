@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from pellucid import Adapter, Gradient, Look, Rule, RuleSet, Seen
+from pellucid.engine.drive import Drive
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.passes import Engine
-from pellucid.engine.planner import Drive, Planner
+from pellucid.engine.planner import Planner
 from pellucid.protocol import as_passes
 
 

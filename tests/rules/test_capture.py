@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pellucid import Adapter, LayerError, ParameterError, ProtocolError, RuleSet, Unsuitable
-from pellucid.rules.graph import capture, replay
+from pellucid.rules.capture import capture
+from pellucid.rules.graph import replay
 
 
 class Linear(nn.Module):
@@ -84,6 +85,7 @@ IN_PLACE = {
     "view": lambda self, x: _with_view(self.linear(x)),
     "buffer of zeros": lambda self, x: _gathered(self.linear(x)),
     "input": lambda self, x: self.linear(x.mul_(3.0)),
+    "part of a bias": lambda self, x: F.linear(x, self.linear.weight, _with_part_of_bias(self.linear.bias)).relu(),
     "slices": lambda self, x: torch.stack([one.neg_() for one in self.linear(x).unbind(1)], dim=1),
 }
 
@@ -92,6 +94,12 @@ def _with_view(y):
     half = y[:, :2]
     half.mul_(3.0)
     return y
+
+
+def _with_part_of_bias(bias):
+    bias = bias.clone()
+    bias[:1].zero_()
+    return bias
 
 
 def _gathered(y):
@@ -106,6 +114,9 @@ PURE = {
     "view": lambda self, x: self.linear(x) * torch.tensor([3.0, 3.0, 1.0]).double(),
     "buffer of zeros": lambda self, x: _doubled(self.linear(x)),
     "input": lambda self, x: self.linear(x * 3.0),
+    "part of a bias": lambda self, x: F.linear(
+        x, self.linear.weight, self.linear.bias * torch.tensor([0.0, 1.0, 1.0]).double()
+    ).relu(),
     "slices": lambda self, x: -self.linear(x),
 }
 
@@ -152,6 +163,18 @@ def test_functions_with_their_own_backward_go_by_their_forward(look, plain):
     given = x().requires_grad_()
     expected = torch.autograd.grad(model.linear(given).exp()[:, 1].sum(), given)[0]
     assert torch.allclose(found, expected, rtol=1e-12)
+
+
+def test_what_has_its_own_backward_is_named(look, plain):
+    custom = made(lambda self, x: Straight.apply(self.linear(Straight.apply(x))))
+    ledger = look(custom, x(), plain, target=1).ledger
+    assert ledger.by_forward == ("Straight",)
+    check = ledger.check_ruled()
+    assert check.passed
+    assert check.note == "by the forward pass alone of what has its own backward: Straight"
+    assert look(custom, x(5), plain, target=[0, 1, 0, 1, 0], batch_size=2).ledger.by_forward == ("Straight",)
+    ordinary = made(lambda self, x: checkpoint(self.linear, x, use_reentrant=True))
+    assert look(ordinary, x(), plain, target=1).ledger.by_forward == ()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -26,7 +26,7 @@ COMMANDS = {
     "list": "list the techniques",
     "show": "show one technique: its record, its parameters, whether it can be used",
     "doctor": "tell what works here and with a model, and what is wrong with plugins",
-    "explain": "explain what a model says of images",
+    "explain": "explain what a model says of images or texts",
     "run": "run a pipeline of named steps from a YAML file",
     "bench": "time techniques on a model against the raw cost of their passes",
     "check": "check a technique, or all techniques of a plugin, against the contract",

@@ -33,6 +33,10 @@ ROWS_OF_A_TRIAL = 6
 """A technique that got so many rows through the model is taken to work; it need not finish."""
 
 
+TEXT = "a short text, which a model reads"
+"""What a model of texts is examined with where nothing else is said."""
+
+
 def environment() -> dict[str, str]:
     """Versions, threads and devices."""
     told = {"python": f"{platform.python_version()} on {platform.platform(terse=True)}"}
@@ -61,32 +65,36 @@ def missing_extras() -> dict[str, list[str]]:
     return missing
 
 
-def examine(reference: str, shape: tuple[int, ...] | None = None, *, trust: bool = False) -> dict[str, Any]:
+def examine(
+    reference: str, shape: tuple[int, ...] | None = None, *, text: str | None = None, trust: bool = False
+) -> dict[str, Any]:
     """What a model is, its layers, how fast it is, and what works on it.
 
     Args:
         reference: the model's.
         shape: of one input, without the batch; None is what the model's preprocessing makes of a photo.
+        text: one input, for a model that reads texts; None is a short one.
         trust: whether weights that need unpickling may be read.
 
     Raises:
         InputError: when the model fails on inputs of this shape.
     """
     adapter = load_model(reference, trust=trust)
-    one = _input(adapter, shape)
+    one = _input(adapter, shape, text)
     try:
-        outputs = _raw(adapter, one)
+        outputs, inputs = _raw(adapter, one)
     except PellucidError as error:
-        hint = "" if shape is not None else "; say with --shape what one input looks like, such as 3,64,64"
-        raise InputError(f"{reference} fails on an input {tuple(one.shape[1:])}: {error}{hint}") from error
+        given = repr(one[0]) if isinstance(one, list) else tuple(one.shape[1:])
+        hint = "; say with --shape what one input looks like, such as 3,64,64" if shape is None and text is None else ""
+        raise InputError(f"{reference} fails on an input {given}: {error}{hint}") from error
     parameters = sum(parameter.numel() for parameter in adapter.module.parameters())
     layers, auto, problem, held = _layers(adapter, one)
-    sizes = _batch_sizes(adapter, one, held)
+    sizes = _batch_sizes(adapter, inputs, held)
     return {
         "name": adapter.name,
         "class": type(adapter.module).__name__,
         "parameters": f"{parameters:,}",
-        "input": " x ".join(map(str, one.shape[1:])),
+        "input": " x ".join(map(str, inputs.shape[1:])),
         "output": " x ".join(map(str, outputs.shape[1:])),
         "classes": f"{len(adapter.categories)} named" if adapter.categories else "not named",
         "offers": sorted(adapter.offers),
@@ -102,7 +110,10 @@ def examine(reference: str, shape: tuple[int, ...] | None = None, *, trust: bool
     }
 
 
-def _input(adapter: Adapter, shape: tuple[int, ...] | None) -> Tensor:
+def _input(adapter: Adapter, shape: tuple[int, ...] | None, text: str | None) -> Any:
+    """One input: a text in a list, or a tensor with one row."""
+    if text is not None or (shape is None and adapter.prepare is not None):
+        return [TEXT if text is None else text]
     generator = torch.Generator().manual_seed(0)
     if shape is not None:
         return torch.randn(1, *shape, generator=generator)
@@ -112,16 +123,20 @@ def _input(adapter: Adapter, shape: tuple[int, ...] | None) -> Tensor:
     return (adapter.transform or default_transform())(Image.fromarray(noise)).unsqueeze(0)
 
 
-def _raw(adapter: Adapter, one: Tensor) -> Tensor:
-    """The model's scores at one input."""
+def _repeated(one: Any, rows: int) -> Any:
+    return one * rows if isinstance(one, list) else one.expand(rows, *one.shape[1:])
+
+
+def _raw(adapter: Adapter, one: Any) -> tuple[Tensor, Tensor]:
+    """The model's scores at one input, and the numbers that this is to the model."""
     with guarded(adapter.module, 0), torch.no_grad():
         engine = Engine(adapter)
         sample, _ = make_sample(engine, one, None, 0)
         args, kwargs = sample.frame.build(sample.inputs, sample.frame.extras)
-        return adapter.logits(adapter.module(*args, **kwargs))
+        return adapter.logits(adapter.module(*args, **kwargs)), sample.inputs
 
 
-def _layers(adapter: Adapter, one: Tensor) -> tuple[list[dict[str, Any]], str | None, str, int]:
+def _layers(adapter: Adapter, one: Any) -> tuple[list[dict[str, Any]], str | None, str, int]:
     """The model's layers, the one that "auto" means or why there is none, and the bytes of all outputs together."""
     if "activations" not in adapter.offers:
         return [], None, f"{adapter.name} offers no activations", 0
@@ -156,9 +171,9 @@ def _batch_sizes(adapter: Adapter, one: Tensor, held: int) -> dict[str, int]:
     }
 
 
-def _seconds(adapter: Adapter, one: Tensor, name: str, size: int) -> float:
+def _seconds(adapter: Adapter, one: Any, name: str, size: int) -> float:
     """The seconds that an example takes in a full batch, the best of three after one to warm up."""
-    rows = one.expand(size, *one.shape[1:])
+    rows = _repeated(one, size)
     best = float("inf")
     for round_ in range(4):
         started = time.perf_counter()
@@ -175,7 +190,7 @@ def _first_score(raw: Any) -> Tensor:
     return tensor.flatten(1)[:, 0]
 
 
-def _trial(adapter: Adapter, one: Tensor, record: Technique) -> dict[str, Any]:
+def _trial(adapter: Adapter, one: Any, record: Technique) -> dict[str, Any]:
     """Whether a technique works on the model, as a few rows of it tell; projectors need no model."""
     told: dict[str, Any] = {"name": record.name, "kind": record.kind, "works": True, "why": ""}
     try:
@@ -183,7 +198,7 @@ def _trial(adapter: Adapter, one: Tensor, record: Technique) -> dict[str, Any]:
         check_suits(adapter, technique)
         if record.kind == "explainer":
             # Two examples, for techniques that take the others as references.
-            explain(adapter, one.expand(2, *one.shape[1:]), technique, progress=_enough)
+            explain(adapter, _repeated(one, 2), technique, progress=_enough)
         elif record.kind == "evaluator":
             evaluate(adapter, one, explain(adapter, one, "random"), technique, controls=False, progress=_enough)
     except _Enough:

@@ -19,6 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shape", metavar="N,N,...", help="the shape of one input, where it cannot be found out: 3,64,64"
     )
+    parser.add_argument("--text", metavar="TEXT", help="one input, for a model that reads texts")
     parser.add_argument("--layers", action="store_true", help="list all layers, not only the outer ones")
     parser.add_argument(
         "--trust", action="store_true", help="read weights that need unpickling, which can run any code"
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
             shape = ()
         if not shape or min(shape) < 1:
             raise ParameterError(f"--shape {options.shape}: expected the sides of one input, such as 3,64,64")
+    if shape is not None and options.text is not None:
+        raise ParameterError("--shape and --text: expected one of them")
     known = registry()
     told: dict[str, Any] = {
         "environment": environment(),
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model is not None:
         if not options.json:
             print(f"examining {options.model} ...", file=sys.stderr)
-        told["model"] = examine(options.model, shape, trust=options.trust)
+        told["model"] = examine(options.model, shape, text=options.text, trust=options.trust)
     if options.json:
         print(json.dumps(told, indent=2))
     else:

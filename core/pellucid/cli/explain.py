@@ -1,4 +1,4 @@
-"""`pellucid explain IMAGE...`: what a model sees in images."""
+"""`pellucid explain IMAGE...`: what a model sees in images, or in texts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from typing import Any
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="files, folders, patterns, or references such as demo:cat"
+        "images", nargs="*", metavar="IMAGE", help="files, folders, patterns, or references such as demo:cat"
+    )
+    parser.add_argument(
+        "--text", action="append", default=[], metavar="TEXT", help="a text, or a file *.txt with a text on each line"
     )
     parser.add_argument(
         "--model", default="demo:efficientnet_lite0", metavar="REF", help="such as torchvision:resnet50"
     )
-    parser.add_argument("--technique", default="grad_cam", metavar="NAMES", help="names, with commas between")
+    parser.add_argument(
+        "--technique",
+        metavar="NAMES",
+        help="names, with commas between; by default grad_cam, and integrated_gradients for texts",
+    )
     parser.add_argument("--target", metavar="CLASS", help="an index or a name; by default the predicted class")
     parser.add_argument("--layer", metavar="NAME", help="for the techniques that look at a layer")
     parser.add_argument("--out", type=Path, default=Path("explanations"), metavar="DIR", help="where results go")
@@ -32,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Explain what a model says of images: a picture and a safetensors file for each technique; 1 if one fails."""
+    """Explain what a model says of images or texts: a picture and a file for each technique; 1 if one fails."""
     from pellucid.cli._tables import show, summary, tell_problems
     from pellucid.pipeline import Pipeline
 
@@ -52,13 +59,19 @@ def description(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline that the arguments mean.
 
     Raises:
-        ParameterError: when there is no technique, or a layer for techniques that all have none.
+        ParameterError: when there is no technique, a layer for techniques that all have none, or not either images or
+            texts.
         UnknownTechnique, Unavailable: as `pellucid.technique`.
     """
     from pellucid.errors import ParameterError
     from pellucid.registry.lookup import technique
 
-    names = list(dict.fromkeys(name.strip() for name in options.technique.split(",") if name.strip()))
+    if bool(options.images) == bool(options.text):
+        raise ParameterError("expected either images or --text TEXT, one or several")
+    asked = options.technique
+    if asked is None:
+        asked = "integrated_gradients" if options.text else "grad_cam"
+    names = list(dict.fromkeys(name.strip() for name in asked.split(",") if name.strip()))
     if not names:
         raise ParameterError("--technique names no technique; expected names such as grad_cam,saliency")
     steps: dict[str, dict[str, Any]] = {}
@@ -73,7 +86,7 @@ def description(options: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--layer: none of {', '.join(names)} looks at a layer")
     return {
         "model": options.model,
-        "data": {"images": [_absolute(image) for image in options.images]},
+        "data": {"texts": options.text} if options.text else {"images": list(map(_absolute, options.images))},
         "target": _target(options.target),
         "seed": options.seed,
         "optimize": options.optimize,

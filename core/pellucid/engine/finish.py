@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pellucid.adapter import Adapter
+from pellucid.engine.drive import Cost
 from pellucid.engine.parts import Parts
-from pellucid.engine.planner import Cost
 from pellucid.errors import ProtocolError
 from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.sample import Sample

@@ -16,24 +16,18 @@ from pellucid.engine.batching import is_out_of_memory
 from pellucid.engine.factors import ArgumentChanged, Parameters, ParameterWatch
 from pellucid.engine.guard import random_states
 from pellucid.engine.layers import Trace, trace
-from pellucid.engine.outputs import cut, mapped, tensors_in
+from pellucid.engine.outputs import tensors_in
 from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.reorder import ChannelsLast
+from pellucid.engine.scores import DETACHED, ScoredRows, by_inputs, by_layer, check_rows, score, shares
 from pellucid.engine.segment import INPUT, By, Segment, Taken
 from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
-from pellucid.errors import LayerError, ModelError, PellucidError, TargetError, Unsuitable
+from pellucid.errors import LayerError, ModelError, PellucidError, Unsuitable
 from pellucid.protocol.factors import Factors
 from pellucid.protocol.leaves import Leaves, each, tensors_of
 from pellucid.protocol.sample import Frame, Sample
-from pellucid.protocol.target import Score
 
 T = TypeVar("T")
-
-_DETACHED = (
-    "the score does not depend differentiably on the model's {} (it is detached, or computed under no_grad, before "
-    "them or by other means than torch); choose a technique that needs outputs only: "
-    "pellucid.techniques(works_with=model)"
-)
 
 
 @dataclass(eq=False)
@@ -263,7 +257,7 @@ class Engine:
         if uses is not None:
             uses.check()
         check_rows(watch.kept, rows)
-        taken = self.score(segments, raw, watch.kept, rows)
+        taken = score(self.adapter, segments, raw, watch.kept, rows)
         return self._differentiate(segments, taken, watch.kept, leaves, uses)
 
     def _fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -293,51 +287,10 @@ class Engine:
         names = frozenset[str]().union(*(one.among(list(named)) for one in patterns))
         return ParameterWatch({**named, **(self.lent or {})}, names, rows, copies="copies" in self.ways)
 
-    def score(
-        self, segments: Sequence[Segment], raw: Any, kept: dict[Place, Tensor], rows: int
-    ) -> list[tuple[Segment, Any, Tensor | None, list[Tensor], int]]:
-        """Scores every segment's rows; the graphs are still there."""
-        logits: Tensor | None = None
-
-        def all_logits() -> Tensor:
-            nonlocal logits
-            if logits is None:
-                logits = self.adapter.logits(raw)
-                if logits.dim() == 0 or logits.shape[0] != rows:
-                    raise ModelError(
-                        f"the model returned scores of shape {tuple(logits.shape)} for {rows} examples; expected one "
-                        "row for each. A model that mixes its batch cannot be explained example by example"
-                    )
-            return logits
-
-        scored = []
-        start = 0
-        for segment in segments:
-            stop = start + segment.rows
-
-            def here(start: int = start, stop: int = stop) -> Tensor:
-                return all_logits()[start:stop]
-
-            part = cut(raw, start, stop, rows)
-            scores = []
-            for target, base in zip(segment.targets, segment.base, strict=True):
-                given = Score(
-                    raw=part,
-                    logits=here,
-                    examples=segment.examples,
-                    activations={name: kept[place][start:stop] for name, place in target.layers.items()},
-                    base=scattered(here().detach(), segment.examples) if isinstance(base, str) else base,
-                    derived=segment.derived,
-                )
-                scores.append(_checked(target.target.score(given), segment.rows))
-            scored.append((segment, part, None if logits is None else here(), scores, start))
-            start = stop
-        return scored
-
     def _differentiate(
         self,
         segments: Sequence[Segment],
-        scored: list[tuple[Segment, Any, Tensor | None, list[Tensor], int]],
+        scored: list[ScoredRows],
         kept: dict[Place, Tensor],
         leaves: Any,
         uses: ParameterWatch | None,
@@ -355,7 +308,7 @@ class Engine:
                 continue
             total = torch.stack([scores[index].sum() for *_, scores, _ in scored]).sum()
             if not total.requires_grad:
-                raise Unsuitable(_DETACHED.format("inputs" if INPUT in by else [_order(one) for one in by]))
+                raise Unsuitable(DETACHED.format("inputs" if INPUT in by else [_order(one) for one in by]))
             backwards += 1
             tensors = [_sources(one, leaves, kept, uses) for one in by]
             gradients = self._backward(total, [t for several in tensors for t in several], retain=index != last)
@@ -367,7 +320,7 @@ class Engine:
                 else:
                     found[one] = by_inputs(own, leaves) if isinstance(one, str) else by_layer(own[0], one)  # type: ignore[arg-type]
             by_target.append(found)
-        return self.shares(segments, scored, kept, by_target, backwards)
+        return shares(segments, scored, kept, by_target, backwards)
 
     def _backward(self, total: Tensor, tensors: list[Any], *, retain: bool) -> list[Tensor | None]:
         """The gradients of a score by tensors."""
@@ -377,50 +330,6 @@ class Engine:
             if is_out_of_memory(error) or self._other_way(error):
                 raise
             raise ModelError(f"the backward pass through {self.adapter.name} failed: {error}") from error
-
-    @staticmethod
-    def shares(
-        segments: Sequence[Segment],
-        scored: list[tuple[Segment, Any, Tensor | None, list[Tensor], int]],
-        kept: dict[Place, Tensor],
-        by_target: list[dict[By, Any]],
-        backwards: int,
-    ) -> list[Taken]:
-        """Cuts what a pass gave into what each segment gets of it."""
-        results = []
-        for segment, raw, logits, scores, start in scored:
-            span = slice(start, start + segment.rows)
-            whole = len(segments) == 1
-            results.append(
-                Taken(
-                    raw=mapped(Tensor.detach, raw),
-                    logits=None if logits is None else logits.detach(),
-                    scores=[score.detach() for score in scores],
-                    activations={p: t.detach() if whole else t.detach()[span] for p, t in kept.items()},
-                    gradients=[
-                        {one: g if whole else each(lambda leaf, span=span: leaf[span], g) for one, g in found.items()}
-                        for found in by_target
-                    ],
-                    backwards=backwards,
-                )
-            )
-        return results
-
-
-def check_rows(kept: Mapping[Place, Tensor], rows: int) -> None:
-    """Refuses layers whose outputs do not have the examples on their first axis."""
-    for place, one in kept.items():
-        if one.dim() == 0 or one.shape[0] != rows:
-            raise LayerError(
-                f"layer '{place.layer.name}' gives {tuple(one.shape)} for {rows} examples; expected the examples on "
-                "the first axis. Name the layer around it"
-            )
-
-
-def scattered(logits: Tensor, examples: Tensor) -> Tensor:
-    """Rows of the base sample itself, placed by example, so that a target finds the base of each of them."""
-    spread = logits.new_zeros((int(examples.max()) + 1, *logits.shape[1:]))
-    return spread.index_copy_(0, examples.to(logits.device), logits)
 
 
 def _tensors(parts: Parts) -> Iterator[Tensor]:
@@ -448,35 +357,6 @@ def _differentiable(leaf: Tensor) -> Tensor:
             "the embedding's"
         )
     return leaf.requires_grad_()
-
-
-def by_inputs(gradients: list[Tensor | None], leaves: Any) -> Any:
-    """Gradients by the inputs, in their form."""
-    if all(gradient is None for gradient in gradients):
-        raise Unsuitable(_DETACHED.format("inputs"))
-    # One of several inputs may not matter for a target: then its gradient is zero.
-    parts = iter(gradients)
-    return each(lambda leaf: torch.zeros_like(leaf) if (part := next(parts)) is None else part.contiguous(), leaves)
-
-
-def by_layer(gradient: Tensor | None, place: Place) -> Tensor:
-    """The gradient by a layer's output."""
-    if gradient is None:
-        raise LayerError(
-            f"the target does not depend on layer '{place.layer.name}'; choose a layer between the inputs and the "
-            "target"
-        )
-    return gradient.contiguous()
-
-
-def _checked(score: Any, rows: int) -> Tensor:
-    if not isinstance(score, Tensor):
-        raise TargetError(f"the target's score is a {type(score).__name__}; expected a tensor ({rows},)")
-    if score.shape != (rows,):
-        raise TargetError(
-            f"the target's score has shape {tuple(score.shape)}; expected ({rows},), one for each example"
-        )
-    return score.float() if not score.is_floating_point() else score
 
 
 def _joined(inputs: Sequence[Any]) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.engine.batching import is_out_of_memory, release, rows_at_once
+from pellucid.engine.drive import Drive, Outcome
 from pellucid.engine.outputs import tensors_in
 from pellucid.engine.passes import Engine
 from pellucid.engine.rulepass import rule_pass
@@ -24,46 +25,6 @@ from pellucid.protocol.sample import Sample
 
 Progress = Callable[[int, int], None]
 """Called with the rows done and the rows known of so far."""
-
-
-@dataclass
-class Cost:
-    """What passes took, in rows (one example through the model once) and seconds."""
-
-    forward: int = 0
-    backward: int = 0
-    calls: int = 0
-    seconds: float = 0.0
-
-
-@dataclass(eq=False)
-class Drive:
-    """One technique at work.
-
-    Attributes:
-        generator: its passes.
-        uses: what it declared to ask, or None where nothing is known of it.
-        cost: what its looks would cost alone, and its share of the seconds.
-    """
-
-    generator: Generator[Look, Seen, Any]
-    uses: frozenset[str] | None = None
-    cost: Cost = field(default_factory=Cost)
-
-
-@dataclass(eq=False)
-class Outcome:
-    """What a plan's run gave.
-
-    Attributes:
-        results: what each technique returned, by name.
-        errors: the exceptions of those that failed.
-        total: what the passes cost together; less than the sum of the techniques' costs where they shared.
-    """
-
-    results: dict[str, Any] = field(default_factory=dict)
-    errors: dict[str, Exception] = field(default_factory=dict)
-    total: Cost = field(default_factory=Cost)
 
 
 @dataclass(eq=False)
@@ -88,8 +49,9 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.adapter = self.engine.adapter
-        self._pristine = [] if self.sample is None else [(t, t.clone()) for t in tensors_of(self.sample.inputs)]
-        self._inputs_before = [tensor._version for tensor, _ in self._pristine]
+        self._inputs = () if self.sample is None else tuple(tensors_of(self.sample.inputs))
+        self._inputs_before = [tensor._version for tensor in self._inputs]
+        self._pristine: list[Tensor] = []
         self._bases: dict[int, tuple[Sample, Tensor]] = {}
         self._parts: dict[int, list[Tensor]] = {}
         self._limit: int | None = None
@@ -105,6 +67,8 @@ class Planner:
         """
         outcome = Outcome()
         pending: dict[str, Look] = {}
+        if len(drives) > 1:  # one alone can spoil nobody's inputs, so that a large data set is not copied for it
+            self._pristine = [tensor.clone() for tensor in self._inputs]
         try:
             for name in drives:
                 self._advance(name, drives[name], None, pending, outcome)
@@ -141,13 +105,12 @@ class Planner:
             drive.cost.seconds += time.perf_counter() - started
 
     def _restored(self) -> bool:
-        """Puts the inputs back where a technique changed them in place, and says whether one did."""
-        now = [tensor._version for tensor, _ in self._pristine]
-        if now == self._inputs_before:
+        """Puts the inputs that several share back where one changed them in place, and says whether one did."""
+        if [tensor._version for tensor in self._inputs] == self._inputs_before:
             return False
-        for tensor, before in self._pristine:
+        for tensor, before in zip(self._inputs, self._pristine, strict=False):
             tensor.copy_(before)
-        self._inputs_before = [tensor._version for tensor, _ in self._pristine]
+        self._inputs_before = [tensor._version for tensor in self._inputs]
         return True
 
     def _check_look(self, name: str, drive: Drive, look: Any) -> None:

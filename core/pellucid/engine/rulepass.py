@@ -13,14 +13,16 @@ from torch.utils import _pytree as pytree
 
 from pellucid.engine.guard import random_states
 from pellucid.engine.outputs import mapped, tensors_in
-from pellucid.engine.passes import Engine, by_inputs, by_layer, check_rows, scattered
+from pellucid.engine.passes import Engine
+from pellucid.engine.scores import by_inputs, by_layer, check_rows, scattered, score, shares
 from pellucid.engine.segment import INPUT, By, Segment, Taken
 from pellucid.engine.watch import Place, Watch
 from pellucid.errors import Unsuitable
 from pellucid.protocol.leaves import Leaves, tensors_of
 from pellucid.protocol.sample import Frame
+from pellucid.rules.capture import capture, own_backwards, quiet
 from pellucid.rules.captured import Captured
-from pellucid.rules.graph import Graph, capture, quiet, replay
+from pellucid.rules.graph import Graph, replay
 from pellucid.rules.ledger import Ledger
 from pellucid.rules.program import Program, Values, content
 from pellucid.rules.rule import RuleSet
@@ -37,11 +39,13 @@ class Form:
         raw: what the model returned, with each tensor's place among the graph's outputs in its stead.
         places: the layers that are asked about; they are the last outputs.
         state: the state of the model by which it is known to be the same still.
+        by_forward: the functions with a backward pass of their own, which the graph does not have.
     """
 
     raw: Any
     places: tuple[Place, ...]
     state: Any
+    by_forward: tuple[str, ...]
 
 
 def rule_pass(engine: Engine, frame: Frame, segment: Segment, places: Sequence[Place], rules: RuleSet) -> Taken:
@@ -80,7 +84,7 @@ class _RulePass:
         raw, kept = self._returned(captured, program, starts)
         check_rows(kept, self.rows)
         with torch.enable_grad():
-            scored = self.engine.score([self.segment], raw, kept, self.rows)
+            scored = score(self.engine.adapter, [self.segment], raw, kept, self.rows)
             totals = [score.sum() for score in scored[0][3]]
         compared = () if there is None else self._compared(captured, program, there, scored[0][2])
         slots: dict[Any, list[int]] = {INPUT: program.graph.inputs[: captured.leaves]}
@@ -91,9 +95,10 @@ class _RulePass:
         ledgers: list[Ledger | None] = [None for _ in totals]
         for index in wanting:
             by = self.segment.targets[index].by
-            carried, ledgers[index] = sweeps.back(totals[index], by, last=index == wanting[-1])
+            carried, ledger = sweeps.back(totals[index], by, last=index == wanting[-1])
+            ledgers[index] = replace(ledger, by_forward=captured.form.by_forward)
             found[index] = {one: self._shaped(one, parts) for one, parts in carried.items()}
-        (taken,) = self.engine.shares([self.segment], scored, kept, found, len(wanting))
+        (taken,) = shares([self.segment], scored, kept, found, len(wanting))
         forwards = 1 if there is None else 2
         return replace(taken, forwards=forwards, ledgers=tuple(ledgers), reference_scores=compared)
 
@@ -121,7 +126,7 @@ class _RulePass:
         if logits is not None:
             known = scattered(logits.detach(), segment.examples)
             segment = replace(segment, base=tuple(known if isinstance(one, str) else one for one in segment.base))
-        return tuple(self.engine.score([segment], raw, kept, self.rows)[0][3])
+        return tuple(score(self.engine.adapter, [segment], raw, kept, self.rows)[0][3])
 
     def _shaped(self, by: By, parts: Sequence[Tensor | None]) -> Any:
         own = [None if part is None else self._own(part) for part in parts]
@@ -180,19 +185,22 @@ class _RulePass:
             graph = capture(function, inputs, engine.module)
         numbers = iter(range(len(graph.outputs)))
         raw = mapped(lambda _: torch.tensor(next(numbers)), returned[0])
-        self._verify(graph, call, inputs)
+        by_forward = self._verify(graph, call, inputs)
         graph.seconds = time.perf_counter() - started
-        return Captured(graph, len(self.leaves), Form(raw, self.places, state))
+        return Captured(graph, len(self.leaves), Form(raw, self.places, state, by_forward))
 
-    def _verify(self, graph: Graph, call: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
-        """Compares graph and model on other inputs of the same form.
+    def _verify(self, graph: Graph, call: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[str, ...]:
+        """Compares graph and model on other inputs of the same form; names what has a backward pass of its own.
 
         Raises:
             Unsuitable: when they differ.
         """
         others = [0.7 * leaf.flip(-1) for leaf in self.leaves] + list(inputs[len(self.leaves) :])
-        with random_states(self.engine.parts.parameters, 0), quiet():
-            expected = list(tensors_in(call(*(leaf.clone() for leaf in others))))
+        try:
+            expected, by_forward = self._called(call, others, gradients=True)
+        except RuntimeError:
+            # A model that does not run with gradients has no backward pass to differ from.
+            expected, by_forward = self._called(call, others, gradients=False)
         with random_states(self.engine.parts.parameters, 0):
             found = replay(graph, others)
         if len(found) != len(expected) + len(self.places) or not all(map(_alike, expected, found)):
@@ -201,6 +209,15 @@ class _RulePass:
                 "gives other outputs than the model, whose way depends on its inputs' values or on what is outside of "
                 "it; choose a technique without rules, such as integrated_gradients"
             )
+        return by_forward
+
+    def _called(
+        self, call: Callable[..., Any], inputs: Sequence[Tensor], *, gradients: bool
+    ) -> tuple[list[Tensor], tuple[str, ...]]:
+        """What the model gives, and with gradients the functions of its own that have a backward pass of their own."""
+        with torch.set_grad_enabled(gradients), random_states(self.engine.parts.parameters, 0), quiet():
+            outputs = list(tensors_in(call(*((_started(leaf) if gradients else leaf).clone() for leaf in inputs))))
+        return [output.detach() for output in outputs], own_backwards(outputs)
 
 
 @dataclass(eq=False)

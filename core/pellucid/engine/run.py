@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pellucid.adapter import Adapter
 from pellucid.engine.batching import check_batch_size
+from pellucid.engine.drive import Cost, Drive, Outcome
 from pellucid.engine.finish import Finisher
 from pellucid.engine.guard import guarded
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.optimize import optimise
 from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.passes import Engine
-from pellucid.engine.planner import Cost, Drive, Outcome, Planner, Progress
+from pellucid.engine.planner import Planner, Progress
 from pellucid.engine.segment import INPUT
 from pellucid.engine.station import classes_of
 from pellucid.errors import InputError, Interrupted, ParameterError, Unsuitable
@@ -82,7 +83,11 @@ class Run:
         sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")
-        checks = (optimise(engine, sample, self._layers_named()),) if self.adapter.optimize else ()
+        # The gradients by folded parameters are not those by the model's own.
+        own = any("factors" in (uses_of(technique) or ()) for technique in self.techniques.values())
+        if own and self.adapter.optimize:
+            notes.append("optimize=True was left aside, since a technique looks at the parameters themselves")
+        checks = (optimise(engine, sample, self._layers_named()),) if self.adapter.optimize and not own else ()
         planner = Planner(engine, self.batch_size, self.progress, sample)
         drives = {
             name: Drive(as_passes(self.work(name, technique, sample)), uses_of(technique))

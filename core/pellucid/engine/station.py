@@ -16,9 +16,9 @@ from pellucid.engine.segment import INPUT, By, Scored, Segment, Taken
 from pellucid.engine.watch import Place
 from pellucid.errors import ParameterError, ProtocolError
 from pellucid.protocol.derived import Derived
+from pellucid.protocol.factors import Factors
 from pellucid.protocol.fold import Fold, Folding, Part
 from pellucid.protocol.leaves import each, tensors_of
-from pellucid.protocol.factors import Factors
 from pellucid.protocol.look import Look, Seen
 from pellucid.protocol.sample import Sample
 from pellucid.protocol.target import ClassLogit, FixedBy, Score, Target
@@ -361,9 +361,10 @@ def classes_of(sample: Sample, base: Callable[[Sample], Tensor | None]) -> Tenso
         sample: its target may be fixed by another sample, whose classes are meant then.
         base: the outputs at a sample itself, where they are known; predicted classes need them.
     """
-    target, rows = sample.target, torch.arange(len(sample))
+    target: Target = sample.target
+    rows = torch.arange(len(sample))
     if isinstance(target, FixedBy):
-        sample, target, rows = target.origin, target.target, target.rows
+        sample, rows, target = target.origin, target.rows, target.target
     if not isinstance(target, ClassLogit):
         return None
     known = base(sample)

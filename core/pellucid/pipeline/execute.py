@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.api import adapt, evaluate, project
 from pellucid.data.images import load_images
 from pellucid.data.references import load_model
+from pellucid.data.texts import load_texts, name_of
 from pellucid.engine.finish import plain_parameters
 from pellucid.engine.run import Run, check_inputs_given
 from pellucid.errors import Interrupted, TargetError, TechniqueFailed
@@ -54,7 +55,10 @@ def execute(
     adapter = adapt(load_model(pipeline.model, trust=trust), optimize=settings.optimize)
     result = PipelineResult(adapter, folder=folder)
     inputs = pipeline.inputs
-    if inputs is None:
+    if inputs is None and pipeline.texts:
+        inputs = load_texts(pipeline.texts, pipeline.base)
+        result.names = [name_of(text) for text in inputs]
+    elif inputs is None:
         images = load_images(pipeline.images, adapter)
         inputs, result.names, result.unread = images.tensor, images.names, images.skipped
     check_inputs_given(inputs)

@@ -33,7 +33,7 @@ class Pipeline:
         description: the mapping that a YAML file holds. Values may be objects: a model, an instance of a technique.
         model: the model, in place of the description's reference.
         inputs: the inputs, as for `explain`, in place of the description's data.
-        base: the folder that relative paths of pictures start from.
+        base: the folder that relative paths of pictures and texts start from.
 
     Raises:
         PipelineError: with everything that is wrong, naming steps and fields.
@@ -98,7 +98,13 @@ class Pipeline:
     def images(self) -> list[Any]:
         """Where the pictures come from, relative paths from `base` on."""
         data = self.plan.settings.data
-        return [] if data is None else [self._placed(spec) for spec in data.images]
+        return [] if data is None else [self._placed(spec) for spec in data.images or ()]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts, or files of texts, where the data are texts; relative paths start from `base`."""
+        data = self.plan.settings.data
+        return [] if data is None else list(data.texts or ())
 
     def _placed(self, spec: Any) -> Any:
         if isinstance(spec, str) and looks_like_reference(spec):
@@ -115,5 +121,8 @@ class Pipeline:
             except BadReference as error:
                 problems.append(f"field 'model': {error}")
         if self._inputs is None and self.description.get("data") is None:
-            problems.append("field 'data': missing; expected {images: [FILE, FOLDER or REFERENCE, ...]}, or inputs=...")
+            problems.append(
+                "field 'data': missing; expected {images: [FILE, FOLDER or REFERENCE, ...]}, "
+                "{texts: [TEXT or FILE.txt, ...]}, or inputs=..."
+            )
         return problems

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from pellucid.adapter import Adapter
-from pellucid.engine.planner import Cost
+from pellucid.engine.drive import Cost
 from pellucid.results import Attribution, Explanation, Scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pellucid.errors import PipelineError, nearest
 
@@ -27,11 +27,23 @@ def _images(value: Any) -> Any:
 
 
 class Data(BaseModel):
-    """Where the inputs come from: files, folders, patterns, references such as "demo:cat", or PIL images."""
+    """Where the inputs come from: pictures or texts.
+
+    Attributes:
+        images: files, folders, patterns, references such as "demo:cat", or PIL images.
+        texts: texts, or files "*.txt" with a text on each line.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    images: Annotated[list[Any], BeforeValidator(_images), Field(min_length=1)]
+    images: Annotated[list[Any], BeforeValidator(_images), Field(min_length=1)] | None = None
+    texts: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Data:
+        if (self.images is None) == (self.texts is None):
+            raise ValueError("expected either images or texts")
+        return self
 
 
 class Settings(BaseModel):

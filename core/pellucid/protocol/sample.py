@@ -32,12 +32,15 @@ class Frame:
         baselines: words for `Sample.baseline` that these inputs know besides the usual ones, or mean otherwise; each
             with a function that makes the baseline from inputs and extras.
         present: turns an `Attribution` of the inputs into one of what the user gave, such as the tokens of a text.
+        mask: makes of the extras which features an example has, bool that broadcasts to the inputs; the others, such
+            as the padding of a shorter text, only fill up. None where every example has all.
     """
 
     build: Callable[[Any, dict[str, Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
     extras: dict[str, Tensor] = field(default_factory=dict)
     baselines: Mapping[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = field(default_factory=dict)
     present: Callable[[Any], Any] | None = None
+    mask: Callable[[dict[str, Tensor]], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,7 +95,8 @@ def read_probe(folder: Path) -> Probe:
     kind, parts = storage.read(folder / _PROBE, {})
     if kind != "Probe":
         raise SavedFileError(f"'{folder / _PROBE}' holds a {kind}; expected a recording's probe")
-    return Probe(**{part.name: parts.get(part.name) for part in fields(Probe)})
+    known: dict[str, Any] = {part.name: parts.get(part.name) for part in fields(Probe)}
+    return Probe(**known)
 
 
 def steps(folder: Path) -> list[int]:

@@ -43,7 +43,7 @@ class Recorder:
 
     Args:
         model: a module, or anything that `pellucid.adapt` takes, which is looked at as it is at each capture.
-        probe: the examples, as `pellucid.explain` takes inputs; they are copied, and kept in the recording for pictures.
+        probe: the examples, as `pellucid.explain` takes inputs; they are copied, and kept in the recording.
         layers: names of layers whose outputs are recorded beside the model's; "auto" is the last map before the head.
         every: the schedule: "log" (0, 1, 2, 3, 4, 6, 8, 11, 16, ...), a number of steps, a collection of steps, or a
             function of the step.
@@ -61,7 +61,7 @@ class Recorder:
     Attributes:
         steps: how many training steps were counted.
         captured: the steps that were captured.
-        seconds: what all captures took together.
+        seconds: what making the recorder and all captures took together.
 
     Raises:
         InputError: when the probe is not finite, labels or names do not fit it, or it is another than a resumed run's.
@@ -90,10 +90,10 @@ class Recorder:
         if isinstance(layers, str):
             raise ParameterError(f"layers={layers!r}: expected a list of names, such as [{layers!r}]")
         check_batch_size(batch_size)
+        began = time.perf_counter()
         self.adapter = adapt(model)
         self.layers = tuple(layers)
         self.pooled, self.parameters, self.dtype, self.batch_size = pooled, parameters, dtype, batch_size
-        self.seconds = 0.0
         self._due = due(every)
         self._optimiser: Optimizer | None = None
         self._hook: Any = None
@@ -114,6 +114,7 @@ class Recorder:
         self.folder = files.begin(Path(path), run, self._probe, resume)
         self.captured = files.steps(self.folder)
         self.steps = max(self.captured, default=0) if resume is True else int(resume)
+        self.seconds = time.perf_counter() - began
 
     def __enter__(self) -> Self:
         """Captures the start and counts the steps of the model's optimiser from now on.

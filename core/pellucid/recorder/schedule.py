@@ -31,8 +31,8 @@ def due(every: Schedule) -> Callable[[int], bool]:
         if all(isinstance(step, int) and not isinstance(step, bool) and step >= 0 for step in steps):
             return lambda step: step == 0 or step in steps
     raise ParameterError(
-        f"every={every!r}: expected 'log', a number of steps of at least 1, a collection of steps, or a function of the "
-        "step"
+        f"every={every!r}: expected 'log', a number of steps of at least 1, a collection of steps, or a function of "
+        "the step"
     )
 
 

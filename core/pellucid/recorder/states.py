@@ -83,9 +83,9 @@ class States:
             InputError: without outputs and labels.
         """
         outputs, labels = self._outputs(), self._labels()
-        return F.cross_entropy(
-            outputs.double().flatten(0, 1), labels.repeat(len(outputs)), reduction="none"
-        ).view(outputs.shape[:2])
+        return F.cross_entropy(outputs.double().flatten(0, 1), labels.repeat(len(outputs)), reduction="none").view(
+            outputs.shape[:2]
+        )
 
     @property
     def correct(self) -> Tensor:
@@ -141,9 +141,7 @@ class States:
             lost = self.steps[~finite]
             note = f"captures have NaN or infinite states, the first at step {int(lost[0])}; they have no place"
             checks += (Check.info("diverged", float(len(lost)), note),)
-        return replace(
-            made, values=values, times=self.steps, labels=self.labels, names=self.names, checks=checks
-        )
+        return replace(made, values=values, times=self.steps, labels=self.labels, names=self.names, checks=checks)
 
     def random_walk(self, seed: int = 0) -> States:
         """A control: every point walks at random from where it starts, with steps as long as its own.

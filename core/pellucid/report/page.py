@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pellucid.adapter import Adapter
-from pellucid.engine.planner import Cost
+from pellucid.engine.drive import Cost
 from pellucid.errors import SavedFileError
 from pellucid.report.standing import Standing, charts, standing
 from pellucid.report.tiles import bands, columns_and_others, gradient, picture

@@ -22,6 +22,7 @@ class Concepts(Explanation):
     Attributes:
         values: (rows, K) the scores; a row for each class, or for each example.
         names: (K,) the concepts' names.
+        over: the layer in whose activations the concepts are directions.
         rows: what each row is of, or None.
         p_values: (rows, K) of the null hypothesis that a random concept scores the same, corrected for the number of
             tests; or None.
@@ -30,19 +31,20 @@ class Concepts(Explanation):
         magnitudes: (rows, K) the mean directional derivative, which does not saturate as a share of signs does; or
             None.
         control: (rows, K) the mean score of the random concepts that each was held against; or None.
-        vectors: (K, d) the concepts' directions in the layer; or None.
+        vectors: (d,) each concept's direction in its layer; or None.
         patches: for each concept pictures (n, C, h, w) that show it; or None.
     """
 
     values: Tensor = field(metadata=per_example())
     names: tuple[str, ...] = ()
+    over: str = field(default="", kw_only=True)
     rows: tuple[str, ...] | None = field(default=None, kw_only=True, metadata=ENTRY_PER_EXAMPLE)
     p_values: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     significant: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     spread: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     magnitudes: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     control: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
-    vectors: Tensor | None = field(default=None, kw_only=True)
+    vectors: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
     patches: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Concepts(Explanation):
             part = getattr(self, name)
             if part is not None and len(part) != len(self.names):
                 raise InputError(f"{name} is of {len(part)} concepts; there are {len(self.names)}")
+            if part is not None:
+                object.__setattr__(self, name, tuple(part))
 
     def row_names(self) -> tuple[str, ...]:
         """What each row is of: its given name, its target class, or its number."""

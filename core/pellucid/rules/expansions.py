@@ -24,7 +24,16 @@ def maximum_of(x: Tensor, dim: Sequence[int]) -> Tensor:
     return torch.where(torch.isfinite(most), most, 0)
 
 
-_LIBRARY.impl("shift", lambda x, dim: x - maximum_of(x, dim), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+def shifted_by(x: Tensor, most: Tensor) -> Tensor:
+    """What `shift` gives: x less what is subtracted, but no infinity.
+
+    A masked score is minus infinity, whose difference from a reference, where it is masked too, would be no number. The
+    least number there is has the same exponential, which is zero.
+    """
+    return (x - most).clamp_min(torch.finfo(x.dtype).min)
+
+
+_LIBRARY.impl("shift", lambda x, dim: shifted_by(x, maximum_of(x, dim)), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 shift = torch.ops.pellucid.shift.default
 """Subtracts the maximum, as a constant: what follows must not depend on what is subtracted.

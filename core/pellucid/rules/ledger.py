@@ -55,6 +55,8 @@ class Ledger:
         nodes: how many nodes were visited.
         capture_seconds: how long the model's capture and lowering took when it was captured, before this pass.
         metered: whether there is content, and it was summed.
+        by_forward: the autograd functions with a backward pass of their own, written in Python, that the model runs:
+            rules go through what their forward passes do.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -62,6 +64,7 @@ class Ledger:
     arrived: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     capture_seconds: float = 0.0
     metered: bool = False
+    by_forward: tuple[str, ...] = ()
 
     @property
     def nodes(self) -> int:
@@ -100,9 +103,15 @@ class Ledger:
         return Check.bound(name, each, tolerance, told)
 
     def check_ruled(self, name: str = "operations without a rule") -> Check:
-        """A certificate that every operation met has a rule, which names those that have none."""
+        """A certificate that every operation met has a rule, which names those that have none.
+
+        It also names the functions whose own backward pass was passed by.
+        """
         unruled = self.unruled
         told = ", ".join(f"{op} x{count}" for op, count in sorted(unruled.items()))
+        if self.by_forward:
+            passed = f"by the forward pass alone of what has its own backward: {', '.join(self.by_forward)}"
+            told = f"{told}; {passed}" if told else passed
         return Check.bound(name, sum(unruled.values()), 0, told)
 
     @classmethod
@@ -121,6 +130,7 @@ class Ledger:
             torch.stack([shaped(ledger.arrived) for ledger in by_target]),
             first.capture_seconds,
             first.metered,
+            first.by_forward,
         )
 
     @classmethod
@@ -138,6 +148,7 @@ class Ledger:
             torch.cat([part.arrived for part in parts], dim=-1),
             max(part.capture_seconds for part in parts),
             parts[0].metered,
+            parts[0].by_forward,
         )
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pellucid.rules.expansions import EXPANSIONS
-from pellucid.rules.graph import Graph, Op, Recorder, Slot, replay, slots_in
+from pellucid.rules.graph import Graph, Op, Slot, replay, slots_in
 from pellucid.rules.node import Node, Site
+from pellucid.rules.record import Recorder
 from pellucid.rules.rule import RuleSet
 
 EXACT = frozenset({"sum", "weighted"})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import ProtocolError
-from pellucid.rules.expansions import lowest_of, maximum_of
+from pellucid.rules.expansions import lowest_of, maximum_of, shifted_by
 from pellucid.rules.graph import Graph, Slot, slots_in
 from pellucid.rules.ledger import Entry
 from pellucid.rules.lower import EXACT
@@ -293,8 +293,8 @@ def _together(step: Step, values: Values, there: Values) -> None:
     (x, how), (y, _) = step.fill(values), step.fill(there)
     if name == "shift":
         most = torch.maximum(maximum_of(x, how), maximum_of(y, how))
-        step.put(values, x - most)
-        step.put(there, y - most)
+        step.put(values, shifted_by(x, most))
+        step.put(there, shifted_by(y, most))
     else:
         least = min(lowest_of(x), lowest_of(y))
         step.put(values, torch.nn.functional.pad(x, how, value=least))
@@ -359,4 +359,7 @@ class _Meter:
 
 def content(carried: Tensor, value: Tensor, there: Tensor | None) -> Tensor:
     """What is conserved of what is carried: itself, or multiplier times difference from the reference."""
-    return carried if there is None else carried * (value - there)
+    if there is None:
+        return carried
+    # Masked scores are minus infinity in both, which is no difference.
+    return carried * (value - there).masked_fill_(value == there, 0)

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from pellucid.adapter import DIFFERENTIABLE, Adapter
 from pellucid.api import adapt, evaluate, explain, project
+from pellucid.engine.drive import Cost, Drive, Outcome
 from pellucid.engine.inputs import make_sample
 from pellucid.engine.passes import Engine
-from pellucid.engine.planner import Cost, Drive, Outcome, Planner
+from pellucid.engine.planner import Planner
 from pellucid.engine.run import Run, uses_of
 from pellucid.protocol.explainer import Explainer, as_passes
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.look import Look, Looks, Seen
 from pellucid.protocol.sample import Sample
-from pellucid.results import Attribution, Exemplars, Explanation, Influence, Meta, Scores, TargetRecord
+from pellucid.results import Attribution, Exemplars, Explanation, Influence, Meta, Projection, Scores, TargetRecord
 from pellucid.testing.laws import Skipped, require
 from pellucid.testing.models import FEATURES, IMAGE, SmallNet, SmallTable, randomised
 from pellucid.testing.subject import Subject
@@ -120,8 +121,11 @@ class Case:
         return result
 
     def explanation(self, inputs: Any, target: Any = None) -> Explanation:
-        """What evaluators are given to score: a map, or influences, that depend on each example alone, or exemplars."""
+        """What evaluators are given to score: what depends on each example alone, or exemplars."""
         values = torch.as_tensor(inputs).detach()
+        if "map" in self.subject.tags:  # of points through time: an image's channels are its times
+            places = torch.sin(3 * values.double()).flatten(2)[:, :, :2].transpose(0, 1)
+            return Projection(places, labels=torch.arange(len(values)) % 2, meta=Meta(technique="given"))
         if "training_data" in self.subject.tags:
             waves = torch.sin(3 * values.flatten(1)[:, :TRAINED])
             return Influence(

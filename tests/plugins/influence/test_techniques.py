@@ -331,3 +331,14 @@ def test_trak_and_tracin_refuse_empty_lists():
         create("trak", train=(x, y), models=[])
     with pytest.raises(ParameterError, match="class indices"):
         create("trak", train=(x, y.double()))
+
+
+def test_an_optimised_copy_is_left_aside():
+    """Folding BatchNorm changes what the parameters are."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).double()
+    x, y, q = images()
+    technique = create("ntk_influence", train=(x, y))
+    found = explain(pellucid.adapt(model, optimize=True), q, technique, target=0)
+    assert torch.equal(found.values, explain(model, q, technique, target=0).values)
+    assert any("left aside" in note for note in found.meta.notes)

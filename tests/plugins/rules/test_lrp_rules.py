@@ -8,6 +8,7 @@ from torch import nn
 
 import pellucid
 from pellucid import RuleSet
+from pellucid_rules import shares
 from pellucid_rules.composites import COMPOSITES, RULES
 from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, SameSign, WSquare, ZBox, ZPlus
 
@@ -120,7 +121,9 @@ def derived(model: nn.Sequential, x: torch.Tensor, target: int, rule, first=None
     ids=repr,
 )
 @pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh], ids=["nonnegative", "signed"])
-def test_rules_are_what_dense_matrices_give(rule, act):
+@pytest.mark.parametrize("few", [64, 0], ids=["by sign", "by magnitude"])
+def test_rules_are_what_dense_matrices_give(rule, act, few, monkeypatch):
+    monkeypatch.setattr(shares, "_FEW", few)
     model, x = convnet(act=act), images()
     found = pellucid.explain(model, x, pellucid.create("lrp", composite={"conv": rule, "linear": rule}), target=1)
     assert found.values.abs().amax() > 1e-3

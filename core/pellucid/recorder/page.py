@@ -1,0 +1,182 @@
+"""Maps through time to look at: an interactive page, and an animated picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import InputError, SavedFileError
+
+if TYPE_CHECKING:
+    from pellucid.recorder.states import States
+    from pellucid.results import Projection
+
+
+def save_page(projection: Projection, states: States, path: str | Path, *, title: str = "Training dynamics") -> Path:
+    """Writes a map through time as one HTML page that needs nothing else, and returns its path.
+
+    A slider and a play button move through the captures; points can be coloured by label, prediction, loss, the step at
+    which they were learned or how often they were forgotten, as far as the states know them; hovering shows a point's
+    picture, label and history, and a click pins its trajectory.
+
+    Args:
+        projection: what `States.project` made, on two axes.
+        states: the states that it is of.
+        path: where; an existing file is replaced.
+        title: the page's heading.
+
+    Raises:
+        InputError: when the map is not of these states, or not on two axes.
+        SavedFileError: when the page cannot be written.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    _check(projection, states)
+    environment = Environment(loader=PackageLoader("pellucid.recorder", "template"), autoescape=True)
+    # Text within a script must not close it.
+    data = json.dumps(_data(projection, states), allow_nan=False).replace("<", "\\u003c")
+    page = environment.get_template("map.html.j2").render(
+        title=title, data=data, notes=list(map(str, projection.checks))
+    )
+    path = Path(path)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise SavedFileError(
+            f"cannot write '{path}': {error}; expected an existing folder that can be written"
+        ) from error
+    return path
+
+
+def save_animation(
+    projection: Projection, states: States, path: str | Path, *, seconds: float = 6.0, between: int = 4
+) -> Path:
+    """Writes a map through time as an animated GIF, and returns its path.
+
+    Args:
+        projection: what `States.project` made, on two axes.
+        states: the states that it is of.
+        path: where; an existing file is replaced.
+        seconds: how long one round takes.
+        between: how many pictures lead from one capture to the next.
+
+    Raises:
+        InputError: when the map is not of these states, or not on two axes.
+        SavedFileError: when the picture cannot be written.
+    """
+    from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.figure import Figure
+
+    from pellucid.results import draw
+
+    _check(projection, states)
+    places = projection.values.detach().cpu().double()
+    figure = Figure(figsize=(4.2, 4.2), dpi=90)
+    axes = figure.subplots()
+    labels = torch.zeros(len(projection)).long() if projection.labels is None else projection.labels.cpu().long()
+    colours = [draw.SERIES[int(label) % len(draw.SERIES)] for label in labels]
+    low, high = _limits(places)
+    first = places[0].nan_to_num().numpy()
+    dots = axes.scatter(first[:, 0], first[:, 1], s=14, c=colours, linewidths=0)
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
+    stops = torch.linspace(0, len(places) - 1, (len(places) - 1) * between + 1).tolist()
+
+    def show(stop: float) -> list[Any]:
+        before, share = int(stop), stop - int(stop)
+        after = min(before + 1, len(places) - 1)
+        frame = places[before] if share == 0 else (1 - share) * places[before] + share * places[after]
+        dots.set_offsets(frame.numpy())
+        axes.set_title(f"step {int(states.steps[before])}", fontsize=10)
+        return [dots]
+
+    path = Path(path)
+    try:
+        animation = FuncAnimation(figure, show, frames=stops)
+        animation.save(path, writer=PillowWriter(fps=max(1, round(len(stops) / seconds))))
+    except OSError as error:
+        raise SavedFileError(
+            f"cannot write '{path}': {error}; expected an existing folder that can be written"
+        ) from error
+    return path
+
+
+def _check(projection: Projection, states: States) -> None:
+    if projection.values.shape != (*states.values.shape[:2], 2):
+        raise InputError(
+            f"the map has shape {tuple(projection.values.shape)}; expected {(*states.values.shape[:2], 2)}, a map of "
+            "these states on two axes"
+        )
+
+
+def _limits(places: Tensor) -> tuple[list[float], list[float]]:
+    """The least square that holds all finite places, with a margin: its lower and its upper corner."""
+    flat = places.flatten(0, 1)
+    flat = flat[flat.isfinite().all(dim=1)]
+    low, high = (flat.amin(dim=0), flat.amax(dim=0)) if len(flat) else (torch.zeros(2), torch.ones(2))
+    middle, half = (low + high) / 2, 0.54 * max(float((high - low).max()), 1e-9)
+    return (middle - half).tolist(), (middle + half).tolist()
+
+
+def _data(projection: Projection, states: States) -> dict[str, Any]:
+    """All that the page shows, as JSON-able values; NaN is null."""
+    low, high = _limits(projection.values.detach().cpu().double())
+    histories: dict[str, Any] = {}
+    colours: dict[str, Any] = {}
+    if states.labels is not None:
+        colours["label"] = {"kind": "class", "values": states.labels.tolist()}
+    if states.outputs is not None:
+        colours["prediction"] = {"kind": "class", "values": states.predictions.tolist()}
+        histories["prediction"] = states.predictions.tolist()
+        if states.labels is not None:
+            histories["loss"] = _numbers(states.losses)
+            colours["loss"] = {"kind": "number", "values": _numbers(states.losses)}
+            colours["learned at step"] = {"kind": "number", "values": states.learned.tolist(), "logarithmic": True}
+            colours["times forgotten"] = {"kind": "number", "values": states.forgotten.tolist()}
+    return {
+        "places": _numbers(projection.values),
+        "low": low,
+        "high": high,
+        "steps": states.steps.tolist(),
+        "labels": None if states.labels is None else states.labels.tolist(),
+        "names": states.names,
+        "classes": states.classes,
+        "histories": histories,
+        "colours": colours,
+        "pictures": None if states.pictures is None else _sheet(states.pictures),
+    }
+
+
+def _numbers(values: Tensor) -> Any:
+    rounded = values.detach().cpu().double().tolist()
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, list):
+            return [clean(one) for one in part]
+        return float(f"{part:.5g}") if math.isfinite(part) else None
+
+    return clean(rounded)
+
+
+def _sheet(pictures: Tensor) -> dict[str, Any]:
+    """All pictures on one sheet, at most 48 pixels wide each, as a data address."""
+    from PIL import Image
+
+    n, height, width, _ = pictures.shape
+    columns = math.ceil(math.sqrt(n))
+    scale = min(1.0, 48 / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    sheet = Image.new("RGB", (columns * size[0], math.ceil(n / columns) * size[1]))
+    for place, picture in enumerate(pictures.numpy()):
+        small = Image.fromarray(picture).resize(size)
+        sheet.paste(small, (place % columns * size[0], place // columns * size[1]))
+    with io.BytesIO() as stream:
+        sheet.save(stream, "PNG", optimize=True)
+        told = base64.b64encode(stream.getvalue()).decode()
+    return {"address": f"data:image/png;base64,{told}", "columns": columns, "width": size[0], "height": size[1]}

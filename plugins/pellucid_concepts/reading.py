@@ -1,0 +1,128 @@
+"""What the family shares: sets of examples as they are given, and what a layer gives for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid import InputError, Look, ParameterError, Passes, Sample, Seen
+
+BLOCK = 64
+"""How many examples are looked at together."""
+FEWEST = 6
+"""The fewest examples that a set may have: a third of them are held out."""
+FEW = 20
+"""With fewer examples than these a vector is more the examples' than the concept's."""
+FEWEST_SETS = 3
+"""The fewest random sets whose spread says anything."""
+
+
+def examples(given: Any, what: str) -> Tensor:
+    """A set of examples (n, ...).
+
+    Raises:
+        InputError: when it is none, too small, or has values that are not finite.
+    """
+    found = torch.as_tensor(given).detach() if hasattr(given, "__array__") else None
+    if found is None or found.dim() < 2:
+        told = type(given).__name__ if found is None else f"tensor of shape {tuple(found.shape)}"
+        raise InputError(f"{what} is a {told}; expected a tensor of examples (n, ...)")
+    if len(found) < FEWEST:
+        raise InputError(
+            f"{what} has {len(found)} examples; a vector needs at least {FEWEST}, and is reliable from about {FEW}"
+        )
+    if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
+        raise InputError(f"{what} is of type {found.dtype} or not finite; expected finite floating-point numbers")
+    return found
+
+
+def random_sets(given: Any, n_random: int) -> list[Tensor]:
+    """The random sets: those of a list, or `n_random` equal ones dealt out from one tensor of examples.
+
+    Raises:
+        InputError: when a set is none, or too small.
+        ParameterError: when there are too few sets.
+    """
+    if isinstance(given, (list, tuple)):
+        sets = [examples(one, f"random set {place}") for place, one in enumerate(given)]
+        if len(sets) < FEWEST_SETS:
+            raise ParameterError(f"{len(sets)} random sets were given; expected at least {FEWEST_SETS}, better 10")
+        return sets
+    pool = examples(given, "random")
+    size = len(pool) // n_random
+    if size < FEWEST:
+        raise InputError(
+            f"{len(pool)} random examples make {n_random} sets of {size}; expected at least {FEWEST} in each: give "
+            "more, or a smaller n_random"
+        )
+    # Dealt out in turn, so that a pool in the order of its classes gives sets that are alike.
+    return [pool[place : size * n_random : n_random] for place in range(n_random)]
+
+
+def sample_of(inputs: Tensor, sample: Sample, what: str) -> Sample:
+    """Examples as a sample for the model that another sample is for.
+
+    Raises:
+        InputError: when they have another shape, or the model has several inputs.
+    """
+    if not isinstance(sample.inputs, Tensor) or sample.frame.extras:
+        raise InputError("concepts are for models of one input; these inputs have several")
+    if inputs.shape[1:] != sample.inputs.shape[1:]:
+        raise InputError(
+            f"{what} has examples of shape {tuple(inputs.shape[1:])}, the inputs are {tuple(sample.inputs.shape[1:])}; "
+            "expected the same shape: resize or crop them"
+        )
+    # No score is asked of them, so that any target of one example's form will do.
+    target = sample.target.picked(torch.zeros(len(inputs), dtype=torch.long))
+    return Sample(inputs.to(sample.inputs), target, sample.seed, sample.mean, sample.std, sample.frame)
+
+
+def features(seen: Seen, layer: str, pooled: bool) -> Tensor:
+    """A layer's activations (n, d): all of them, or the means of its maps; in single precision at least.
+
+    Raises:
+        InputError: when some are not finite.
+    """
+    maps = pooled and bool(seen.layers[layer].layout)
+    found = seen.maps(layer).mean(dim=(2, 3)) if maps else seen.activations[layer].flatten(1)
+    return _finite(found, layer, "activations")
+
+
+def slopes(seen: Seen, layer: str, pooled: bool) -> Tensor:
+    """The target's gradient by `features`: a mean grows by one where a map grows by one everywhere.
+
+    Raises:
+        InputError: when some are not finite.
+    """
+    maps = pooled and bool(seen.layers[layer].layout)
+    found = seen.map_gradients(layer).sum(dim=(2, 3)) if maps else seen.gradients[layer].flatten(1)
+    return _finite(found, layer, "gradients")
+
+
+def looked_at(
+    n: int, make: Callable[[int, int], Tensor], sample: Sample, layers: Sequence[str], pooled: bool
+) -> Passes[list[Tensor]]:
+    """The features (n, d) of examples at each of some layers, made and seen block by block.
+
+    Args:
+        n: how many examples.
+        make: gives those from one place to before another.
+        sample: whose model it is that looks.
+        layers: where.
+        pooled: whether maps are averaged.
+    """
+    blocks: list[list[Tensor]] = []
+    for start in range(0, n, BLOCK):
+        at = sample_of(make(start, min(n, start + BLOCK)), sample, "a set")
+        seen = yield Look(at=at, activations=layers)
+        blocks.append([features(seen, layer, pooled) for layer in layers])
+    return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+
+
+def _finite(found: Tensor, layer: str, what: str) -> Tensor:
+    if not bool(torch.isfinite(found).all()):
+        raise InputError(f"layer '{layer}' gives {what} that are not finite; expected a model of finite numbers")
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found

@@ -1,0 +1,81 @@
+"""Data with planted concepts and parts, and the small networks that the tests train on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLASSES = 3
+CAPTION = (slice(11, 15), slice(6, 10))
+
+
+def glyphs() -> Tensor:
+    """(3, 4, 4), the caption of each class."""
+    return (torch.rand(CLASSES, 4, 4, generator=torch.Generator().manual_seed(7)) > 0.5).float()
+
+
+@dataclass
+class Captions:
+    """Digits with a caption below that names the class; by chance `noise` the caption is drawn at random.
+
+    At noise 0 the caption is the easiest cue, at noise 1 it says nothing.
+    """
+
+    noise: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        digits = load_digits(n_class=CLASSES)
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.digits = torch.tensor(digits.images / 16, dtype=torch.float32)
+        self.labels = torch.tensor(digits.target)
+        n = len(self.labels)
+        wrong = torch.rand(n, generator=self.generator) < self.noise
+        drawn = torch.randint(0, CLASSES, (n,), generator=self.generator)
+        self.images = self.composed(self.digits, glyphs()[torch.where(wrong, drawn, self.labels)])
+
+    def composed(self, digits: Tensor, captions: Tensor) -> Tensor:
+        """Photos (n, 1, 16, 16) of digits above captions."""
+        photos = 0.05 * torch.rand(len(digits), 1, 16, 16, generator=self.generator)
+        photos[:, 0, :8, 4:12] += digits
+        photos[:, 0, *CAPTION] += captions
+        return photos
+
+    def clutter(self, n: int, caption: int | None = None) -> Tensor:
+        """Any digits, above one class's caption or above random patterns."""
+        places = torch.randint(len(self.digits), (n,), generator=self.generator)
+        patterns = (torch.rand(n, 4, 4, generator=self.generator) > 0.5).float()
+        return self.composed(self.digits[places], patterns if caption is None else glyphs()[[caption]].expand(n, 4, 4))
+
+
+class CaptionNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 12, 3, padding=1)
+        self.conv2 = nn.Conv2d(12, 16, 3, stride=2, padding=1)
+        self.fc = nn.Linear(16 * 64, 32)
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, photos: Tensor) -> Tensor:
+        maps = F.relu(self.conv2(F.relu(self.conv1(photos))))
+        return self.head(F.relu(self.fc(maps.flatten(1))))
+
+
+def trained(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: float = 3e-3) -> nn.Module:
+    optimiser = torch.optim.Adam(net.parameters(), rate)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels), generator=generator).split(64):
+            optimiser.zero_grad()
+            F.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimiser.step()
+    return net.eval()
+
+
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float((net(images).argmax(dim=1) == labels).float().mean())
