@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid import Check, Concepts, Seen
 from pellucid_concepts.reading import FEW
-from pellucid_concepts.vectors import Activations, p_value
+from pellucid_concepts.vectors import Activations, Runs, p_value
 
 ERROR = 0.3
 """Above this share of held-out examples on the wrong side a vector hardly points to its concept."""
@@ -47,7 +47,7 @@ class Column:
     Attributes:
         name: the concept's.
         statistics: by the names that they have in `Concepts`; the p-values are for one test.
-        vector: (d,) the mean direction.
+        vector: (d,) the mean of its vectors, or the direction that was given.
         accuracy: on held-out examples; not a number for a direction that was given.
         examples: how many the concept has; 0 for a direction.
     """
@@ -63,23 +63,24 @@ def column(name: str, at: Activations, concept: int | Tensor, classes: Classes) 
     """Scores one concept: the set of that place, or a direction (d,)."""
     if isinstance(concept, Tensor):
         cosines, null = at.direction(concept)
-        return Column(name, _statistics(cosines, null, classes), concept / concept.norm())
-    runs, others = at.concept(concept)
-    statistics = _statistics(runs.cosines, others.cosines, classes)
+        effects = cosines * float(concept.norm())
+        return Column(name, _statistics(cosines, effects, null, classes), concept)
+    runs, null = at.concept(concept)
+    statistics = _statistics(runs.cosines, runs.effects, null, classes)
     return Column(name, statistics, at.vector(runs), runs.accuracy, len(at.sets[concept]))
 
 
-def _statistics(cosines: Tensor, null: Tensor, classes: Classes) -> dict[str, Tensor]:
-    """Of cosines (R, B) of a concept's runs, held against those (N, R', B) of the random sets."""
+def _statistics(cosines: Tensor, effects: Tensor, null: Runs, classes: Classes) -> dict[str, Tensor]:
+    """Of cosines and effects (R, B) of a concept's runs, held against those of the random sets."""
     rows: dict[str, list[float]] = {"values": [], "spread": [], "magnitudes": [], "control": [], "p_values": []}
+    others, theirs = null.cosines, null.effects
     for members in classes.members:
-        own, theirs = cosines[:, members], null[:, :, members]
-        shares = (own > 0).double().mean(dim=1)
+        shares = (cosines[:, members] > 0).double().mean(dim=1)
         rows["values"].append(float(shares.mean()))
         rows["spread"].append(float(shares.std(correction=0)))
-        rows["magnitudes"].append(float(own.mean()))
-        rows["control"].append(float((theirs > 0).double().mean()))
-        rows["p_values"].append(p_value(float(own.mean()), theirs.mean(dim=(1, 2))))
+        rows["magnitudes"].append(float(cosines[:, members].mean()))
+        rows["control"].append(float((others[:, :, members] > 0).double().mean()))
+        rows["p_values"].append(p_value(float(effects[:, members].mean()), theirs[:, :, members].mean(dim=(1, 2))))
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
 

@@ -26,22 +26,22 @@ class TCAV(Explainer):
     the mean over the random sets, and `.spread` their standard deviation; `.magnitudes` the mean cosine between
     gradient and vector, which does not saturate as shares do.
 
-    `.p_values` hold the magnitude against those of the random sets, which each are taken for a concept against the
-    others, by Student's t for one more draw, times the number of tests in the result (Bonferroni). A score of .5 means
-    nothing by itself: random vectors have scores far from it, for one class above and for another below. `.control` is
-    the random sets' mean score.
+    `.p_values` hold the concept against the random sets, which each are taken for a concept against the others, by
+    Student's t for one more draw, times the number of tests in the result (Bonferroni). What is compared is the cosine
+    times how far the vector reaches, from the random set's mean to the concept's: between two random sets a vector
+    has a length and a score like any other, but it leads nowhere. A score of .5 means nothing by itself: random vectors
+    have scores far from it, for one class above and for another below; `.control` is the mean of both ways, near .5.
 
-    `.vectors` are the mean vectors, of length one. Kept with `save`, they can be given as concepts again, which takes
-    no examples and no fits of the concept.
+    `.vectors` are the mean vectors, each as long as it reaches. Kept with `save`, they can be given as concepts again,
+    which takes no examples and no fits of the concept.
 
     Kim et al., 2018, "Interpretability beyond feature attribution: quantitative testing with concept activation vectors
     (TCAV)". The paper takes a concept's runs for independent draws in its t-test of the scores, although all of them
-    share the concept's examples, and so finds most random concepts significant; ours is exact where the random sets'
-    magnitudes are normally distributed.
+    share the concept's examples, and so finds many random concepts significant.
 
     Attributes:
         concepts: by name, examples (n, ...) of the inputs' shape, at least 6 and better 50; or a direction, as a vector
-            (d,), or a mapping from the layers to one for each.
+            (d,), or a mapping from the layers to one for each. A direction's length counts for its p-value, as reach.
         random: examples (m, ...) that are dealt out to `n_random` sets, or a list of sets. Sets as large as the
             concepts serve best.
         layers: where. With several, a concept has a column for each, named "concept, layer".

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -150,25 +150,24 @@ class Activations:
             first, second = torch.triu_indices(n, n, 1)
             half = self._run([groups[i] for i in first], [groups[j] for j in second])
             # The classifier of b against a is that of a against b turned round.
-            table = half.weights.new_zeros(n, n, half.weights.shape[1])
+            table, reach = half.weights.new_zeros(n, n, half.weights.shape[1]), half.reach.new_zeros(n, n)
             table[first, second], table[second, first] = half.weights, -half.weights
+            reach[first, second] = reach[second, first] = half.reach
             off = ~torch.eye(n, dtype=torch.bool)
-            self._nulls[size] = Runs(table[off].reshape(n, n - 1, -1), self._along, self._steep)
+            weights, reach = table[off].reshape(n, n - 1, -1), reach[off].reshape(n, n - 1)
+            self._nulls[size] = Runs(weights, reach, self._along, self._steep)
         return self._nulls[size]
 
-    def direction(self, given: Tensor) -> tuple[Tensor, Tensor]:
-        """The cosines of a given direction (1, B), and those of the random sets' mean vectors (N, 1, B)."""
+    def direction(self, given: Tensor) -> tuple[Tensor, Runs]:
+        """The cosines (1, B) of a given direction, and the runs of the random sets."""
         along = (self.slopes @ (given / given.norm()).to(self.slopes)).double().cpu()
-        runs = self.null(min(map(len, self.random)))
-        weights = runs.weights.mean(dim=1, keepdim=True)
-        lengths = (weights @ self._gram * weights).sum(dim=2, keepdim=True).clamp_min(1e-300).sqrt()
-        return _cosines(along, self._steep)[None], replace(runs, weights=weights / lengths).cosines
+        return _cosines(along, self._steep)[None], self.null(min(map(len, self.random)))
 
     def vector(self, runs: Runs) -> Tensor:
-        """The mean direction of a concept's runs, of length one; zero where there is none."""
-        weights = runs.weights.mean(dim=0).to(self._features)
-        mean = weights @ self._features
-        return mean / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)
+        """The mean of a concept's vectors, each as long as it reaches."""
+        weights = (runs.weights * runs.reach[:, None]).mean(dim=0)
+        found: Tensor = weights.to(self._features) @ self._features
+        return found
 
     def _run(self, first: list[Tensor], second: list[Tensor], held_out: bool = False) -> Runs:
         """Classifiers between pairs of sets, as weights of all examples; sets of a place in the pairs are as long."""
@@ -184,7 +183,9 @@ class Activations:
             scores = fitted(gram, labels, every[~held], self.penalty, self.classifier).scores
             right = (scores * labels > 0).double()
             accuracy = sum(float(right[:, held & (labels == side)].mean()) for side in (1, -1)) / 2
-        return Runs(spread, self._along, self._steep, accuracy)
+        side = torch.where(labels > 0, 1 / len(first[0]), -1 / len(second[0])).to(gram)
+        reach = ((gram @ side) * weights).sum(dim=1)
+        return Runs(spread, reach, self._along, self._steep, accuracy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,13 +193,15 @@ class Runs:
     """Vectors of a concept, one for each random set that it was held against.
 
     Attributes:
-        weights: (..., M) the vectors as weights of all M examples.
+        weights: (..., M) the vectors, of length one, as weights of all M examples.
+        reach: (...) how far the concept's mean lies from the random set's along the vector.
         along: (B, M) the gradients' inner products with the examples' activations.
         steep: (B,) the gradients' lengths.
         accuracy: the share of held-out examples on the right side, the mean over both sets and all runs.
     """
 
     weights: Tensor
+    reach: Tensor
     along: Tensor
     steep: Tensor
     accuracy: float = math.nan
@@ -207,6 +210,11 @@ class Runs:
     def cosines(self) -> Tensor:
         """(..., B) the directional derivatives along unit vectors, as shares of the gradients' lengths."""
         return _cosines(self.weights @ self.along.T, self.steep)
+
+    @property
+    def effects(self) -> Tensor:
+        """(..., B) the cosines, each times how far its vector reaches."""
+        return self.cosines * self.reach[..., None]
 
 
 def _cosines(along: Tensor, steep: Tensor) -> Tensor:

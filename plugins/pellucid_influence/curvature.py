@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -126,7 +127,11 @@ class Curvature:
         return Block(gradients, rows), seen.scores[0]
 
     def gather(self) -> Passes[None]:
-        """Looks at all training examples once; what fits in memory is kept."""
+        """Looks at all training examples once; what fits in memory is kept.
+
+        Raises:
+            ModelError: when gradients are not finite.
+        """
         count, step = len(self.train), self._step
         fits = 8 * self.size * count * (self.outputs + 1) <= PANEL_BYTES
         blocks, losses, traces, squares = [], [], [], []
@@ -144,6 +149,11 @@ class Curvature:
             self._kept = Block(gradients, rows if self.outputs else gradients[:, None])
         self.traces = torch.cat(traces)
         self.trace = float(self.traces.mean())
+        if not math.isfinite(self.trace):
+            raise ModelError(
+                "the gradients of the training examples' losses are not finite; expected a model that gives finite "
+                "outputs for all of them. Look for the examples at which it does not"
+            )
         gradient, covered = float(mean.norm()), self.factors.check()
         self.found = Kernel(torch.empty(0), torch.cat(squares), torch.cat(losses), gradient, covered)
 

@@ -83,10 +83,13 @@ def lissa(
     scale = damping + float(curvature.traces.topk(batch_size).values.mean())
     values, total = queries / scale, torch.zeros_like(queries)
     for step in range(n_steps):
-        chosen = torch.randperm(count, generator=generator)[:batch_size].to(queries.device)
-        rows = (yield from curvature.at(chosen)).rows.flatten(0, 1)
-        curved = values @ rows.T @ rows / batch_size + damping * values
-        values = values + (queries - curved) / scale
+        if batch_size == count:
+            curved = yield from curvature.times(values)
+        else:
+            chosen = torch.randperm(count, generator=generator)[:batch_size].to(queries.device)
+            rows = (yield from curvature.at(chosen)).rows.flatten(0, 1)
+            curved = values @ rows.T @ rows / batch_size
+        values = values + (queries - curved - damping * values) / scale
         if step >= n_steps // 2:
             total += values
     values = total / (n_steps - n_steps // 2)

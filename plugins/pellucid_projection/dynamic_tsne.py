@@ -33,7 +33,8 @@ class DynamicTSNE(Projector):
     over all pairs of times of each point, with D their distance in state space, d that on the map, and s the one scale
     of the map: how far points lie from their frame's centre, on the map to as states, in the mean. So a point moves
     across as much of the map as its state moves across the others', and a point that stands still stands still. (With
-    the scale that fits the trajectories best, all moves shrink to almost nothing.) Frames are tied by trajectories alone: no point attracts or repels one
+    the scale that fits the trajectories best, all moves shrink to almost nothing.) Frames are tied by trajectories
+    alone: no point attracts or repels one
     of another time, which is what makes joint maps of all times miss both neighbours and moves.
 
     Equal states have equal places, exactly, at whatever times. It starts from the principal axes, so that no random
@@ -59,7 +60,7 @@ class DynamicTSNE(Projector):
 
     n_components: Annotated[int, Ge(1), Le(3)] = 2
     perplexity: Annotated[float, Gt(1)] = 30.0
-    trajectory: Annotated[float, Ge(0)] = 1.0
+    trajectory: Annotated[float, Ge(0)] = 3.0
     n_iterations: Annotated[int, Ge(EXAGGERATED)] = 500
     n_landmarks: Annotated[int, Ge(10)] = 1000
 
@@ -118,13 +119,16 @@ class _Descent:
 
     def run(self, steps: int) -> Tensor:
         """Descends, and returns the places (T, n, n_components)."""
-        rate = max(self.shape[1] / 48, 1.0)
+        rate = self.shape[1] / 48
         velocity, gains = torch.zeros_like(self.places), torch.ones_like(self.places)
         for step in range(steps):
             early = step < EXAGGERATED
             slope = self._slope(12.0 if early else 1.0, last=step == steps - 1)
             gains = torch.where(slope.sign() == velocity.sign(), gains * 0.8, gains + 0.2).clamp_min(0.01)
             velocity = (0.5 if early else 0.8) * velocity - rate * gains * slope
+            # Close pairs of times make the stress stiff: where a step overshoots, it is kept to the order of the map.
+            limit = self.places[self.equal].norm(dim=1).mean().clamp_min(5.0)
+            velocity = velocity * (limit / velocity.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp(max=1)
             self.places = self.places + velocity
             self.places = self.places - self.places[self.equal].mean(dim=0)
         return self.places[self.equal].view(self.shape)

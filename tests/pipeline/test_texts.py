@@ -91,8 +91,8 @@ def test_doctor_examines_a_model_of_texts(saved, text, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["explain"], "expected either images or --text"),
-        (["explain", "one.png", "--text", "a"], "expected either images or --text"),
+        (["explain"], "expected either IMAGE or --text"),
+        (["explain", "one.png", "--text", "a"], "expected either IMAGE or --text"),
         (["explain", "--text", "missing.txt"], "cannot be read"),
         (["doctor", "demo:efficientnet_lite0", "--shape", "3", "--text", "a"], "expected one of them"),
     ],

@@ -67,7 +67,7 @@ def description(options: argparse.Namespace) -> dict[str, Any]:
     from pellucid.registry.lookup import technique
 
     if bool(options.images) == bool(options.text):
-        raise ParameterError("expected either images or --text TEXT, one or several")
+        raise ParameterError("expected either IMAGE or --text TEXT, one or several")
     asked = options.technique
     if asked is None:
         asked = "integrated_gradients" if options.text else "grad_cam"

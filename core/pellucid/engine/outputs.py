@@ -20,7 +20,9 @@ def _parts(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, (dict, Leaves)):
         return dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        # A field may say that it holds no tensors, where a walk through it would take long.
+        fields = (field.name for field in dataclasses.fields(value) if field.metadata.get("tensors", True))
+        return {name: getattr(value, name) for name in fields}
     return None
 
 

@@ -59,7 +59,7 @@ class Ledger:
             rules go through what their forward passes do.
     """
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list, metadata={"tensors": False})
     started: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     arrived: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     capture_seconds: float = 0.0

@@ -50,7 +50,9 @@ def plainly(model, images, target, concept, random, pooled, penalty=0.01):
         x = x - x.mean(axis=0)
         x = x / np.sqrt((x**2).sum(axis=1).mean())
         found = LogisticRegression(C=1 / penalty / len(y), tol=1e-10, max_iter=10_000).fit(x, y).coef_[0]
-        return found / np.linalg.norm(found)
+        found = found / np.linalg.norm(found)
+        reach = (features(first).mean(axis=0) - features(second).mean(axis=0)) @ found
+        return found, reach
 
     def cosines(direction):
         found = []
@@ -62,16 +64,22 @@ def plainly(model, images, target, concept, random, pooled, penalty=0.01):
             found.append(slope @ direction / np.linalg.norm(slope))
         return np.array(found)
 
-    runs = [cosines(vector(concept, one)) for one in random]
+    def run(first, second):
+        direction, reach = vector(first, second)
+        return cosines(direction), reach
+
+    runs = [run(concept, one) for one in random]
     means, shares = [], []
-    for one, others in ((one, [two for two in random if two is not one]) for one in random):
-        against = [cosines(vector(one, two)) for two in others]
-        means.append(np.mean(against))
-        shares.append(np.mean(np.array(against) > 0))
+    for one in random:
+        against = [run(one, two) for two in random if two is not one]
+        means.append(np.mean([reach * found for found, reach in against]))
+        shares.append(np.mean([found > 0 for found, _ in against]))
     n = len(random)
-    t = (np.mean(runs) - np.mean(means)) / (np.std(means, ddof=1) * (n - 1) / n * math.sqrt(1 + 1 / n))
-    scores = (np.array(runs) > 0).mean(axis=1)
-    return scores.mean(), scores.std(), np.mean(runs), np.mean(shares), 2 * stats.t.sf(abs(t), n - 1)
+    gap = np.mean([reach * found for found, reach in runs]) - np.mean(means)
+    t = gap / (np.std(means, ddof=1) * (n - 1) / n * math.sqrt(1 + 1 / n))
+    scores = np.array([np.mean(found > 0) for found, _ in runs])
+    magnitude = np.mean([found for found, _ in runs])
+    return scores.mean(), scores.std(), magnitude, np.mean(shares), 2 * stats.t.sf(abs(t), n - 1)
 
 
 @pytest.mark.parametrize("pooled", [False, True])
@@ -115,18 +123,20 @@ def test_kept_vectors_are_concepts_again(tmp_path):
     model, images, random = Tiny(), noise(6), [noise(8, seed) for seed in range(10, 15)]
     first = explain(model, images, create("tcav", concepts={"a": noise(8, 3) + 0.5}, random=random, layers=("act",)))
     kept = pellucid.load(first.save(tmp_path / "concepts"))
-    assert float(kept.vectors[0].norm()) == pytest.approx(1)
-    for given in (kept.vectors[0], {"act": kept.vectors[0]}, 30 * kept.vectors[0]):
+    for given in (kept.vectors[0], {"act": kept.vectors[0]}):
         again = explain(model, images, create("tcav", concepts={"a": given}, random=random, layers=("act",)), target=0)
         assert again.meta.passes["forward"] * 6 == 6 + 40
         assert again.checks == ()
+        assert torch.allclose(again.vectors[0], kept.vectors[0])
     fresh = explain(
         model, images, create("tcav", concepts={"a": noise(8, 3) + 0.5}, random=random, layers=("act",)), target=0
     )
-    # One vector in place of the runs' mean: longer than each run's by as much as the runs disagree.
+    assert float(again.p_values) == pytest.approx(float(fresh.p_values), rel=1e-6)
+    # One vector in place of the runs' mean: its cosine is greater by as much as the runs disagree.
     assert float(again.magnitudes) == pytest.approx(float(fresh.magnitudes), rel=0.3)
-    assert float(again.p_values) == pytest.approx(float(fresh.p_values), abs=0.05)
-    away = explain(model, images, create("tcav", concepts={"a": -kept.vectors[0]}, random=random, layers=("act",)), 0)
+    away = explain(
+        model, images, create("tcav", concepts={"a": -3 * kept.vectors[0]}, random=random, layers=("act",)), 0
+    )
     assert torch.allclose(away.magnitudes, -again.magnitudes)
     assert torch.allclose(away.values, 1 - again.values)
 
@@ -138,11 +148,11 @@ def worlds():
     for read in (True, False):
         world = Captions(0.0 if read else 1.0)
         torch.manual_seed(SEED)
-        net = trained(CaptionNet(), world.images, world.labels, 8)
+        net = trained(CaptionNet(), world.images, world.labels, 12)
         swapped = world.composed(world.digits, glyphs()[(world.labels + 1) % CLASSES])
-        assert accuracy(net, world.images, world.labels) > 0.97
+        assert accuracy(net, world.images, world.labels) > 0.95
         kept = accuracy(net, swapped, world.labels)
-        assert kept < 0.3 if read else kept > 0.97
+        assert kept < 0.1 if read else kept > 0.95
         made[read] = (net, world)
     return made
 

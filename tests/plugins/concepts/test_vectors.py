@@ -99,11 +99,19 @@ def test_the_runs_of_random_sets_are_those_of_each_pair():
         others = [one for one in random if one is not other]
         for run, second in enumerate(others):
             assert torch.allclose(null.cosines[place, run], cosines(other, second), atol=1e-9)
-    # A direction is held against the mean vectors of the random sets; the concept's own is its runs' mean.
-    own, means = at.direction(at.vector(runs))
-    assert means.shape == (4, 1, 6)
-    assert torch.corrcoef(torch.stack([own[0], runs.cosines.mean(dim=0)]))[0, 1] > 0.999
-    assert torch.allclose(at.direction(-5 * at.vector(runs))[0], -own)
+    apart = [
+        (concept.mean(dim=0) - other.mean(dim=0)) @ direction_of(points, fit)
+        for other, points in ((other, torch.cat([concept, other])) for other in random)
+        for fit in [fitted((points @ points.T)[None], labels, torch.arange(16), 0.05, "logistic")]
+    ]
+    assert torch.allclose(runs.reach, torch.stack(apart), atol=1e-9)
+    assert bool((null.reach > 0).all())
+    # The effect of the mean vector is the mean of the effects, so that a kept vector is tested as its concept was.
+    vector = at.vector(runs)
+    own, same = at.direction(vector)
+    assert same is null
+    assert torch.allclose(own[0] * vector.norm(), runs.effects.mean(dim=0), atol=1e-9)
+    assert torch.allclose(at.direction(-5 * vector)[0], -own)
 
 
 def test_small_concepts_are_held_against_sets_as_small():

@@ -31,7 +31,7 @@ class Captions:
     def __post_init__(self) -> None:
         digits = load_digits(n_class=CLASSES)
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.digits = torch.tensor(digits.images / 16, dtype=torch.float32)
+        self.digits = torch.tensor(digits.images / 32, dtype=torch.float32)  # fainter than the captions
         self.labels = torch.tensor(digits.target)
         n = len(self.labels)
         wrong = torch.rand(n, generator=self.generator) < self.noise
@@ -79,3 +79,34 @@ def trained(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: f
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         return float((net(images).argmax(dim=1) == labels).float().mean())
+
+
+SIDE = 40
+PART = 10
+COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.15, 0.2, 0.95]])
+OTHER_COLOURS = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.9, 0.9], [0.9, 0.2, 0.9]])
+
+
+def parts(n: int, colours: Tensor, generator: torch.Generator) -> Tensor:
+    """Photos (n, 3, 40, 40) of grey texture with a square of each colour somewhere, the squares apart."""
+    photos = 0.45 + 0.1 * torch.rand(n, 1, SIDE, SIDE, generator=generator).expand(-1, 3, -1, -1)
+    photos = photos.clone()
+    cells = SIDE // PART
+    for photo in photos:
+        places = torch.randperm(cells * cells, generator=generator)[: len(colours)].tolist()
+        for place, colour in zip(places, colours, strict=True):
+            top, left = PART * (place // cells), PART * (place % cells)
+            photo[:, top : top + PART, left : left + PART] = colour[:, None, None]
+    return photos
+
+
+class PartNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, photos: Tensor) -> Tensor:
+        maps = F.relu(self.conv2(F.relu(self.conv1(photos))))
+        return self.head(maps.mean(dim=(2, 3)))
