@@ -43,17 +43,21 @@ def completeness(word: str) -> None:
         torch.manual_seed(0)
         model = awake(torchvision.models.get_model(name, weights=None, **options).eval(), size)
         x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(7))
-        cells = []
+        cells: list[str] = []
+        row: dict[str, str | float] = {"name": name}
         for dtype in (torch.float64, torch.float32):
             model, x = model.to(dtype), x.to(dtype)
             for rule in ("rescale", "reveal_cancel"):
                 found = pellucid.explain(model, x, pellucid.create("deeplift", rule=rule), target=3, progress=False)
                 error, ruled = (found.checks.named(one) for one in ("completeness", "operations without a rule"))
+                row[f"{rule}, {str(dtype).removeprefix('torch.')}"] = error.value
                 cells.append(f"{rule} {error.value:.1e}{'' if ruled.passed else f' (without rule: {ruled.note})'}")
         results = pellucid.explain(model, x, ["guided_backprop", "saliency"], target=3, progress=False)
         guided, plain = results["guided_backprop"].values.abs(), results["saliency"].values
-        cells.append(f"guided differs from the gradient by {float((guided - plain).abs().max() / plain.max()):.1e}")
+        row["guided"] = float((guided - plain).abs().max() / plain.max())
+        cells.append(f"guided differs from the gradient by {row['guided']:.1e}")
         print(f"{name:20s} " + "   ".join(cells), flush=True)
+        measure.save("differences", measure.merged("differences", [row]))
 
 
 def speed(word: str) -> None:
@@ -67,10 +71,11 @@ def speed(word: str) -> None:
         def run(technique: str, model=model, x=x, target=target):
             return lambda: pellucid.explain(model, x, technique, target=target, progress=False)
 
-        contenders = {one: run(one) for one in ("saliency", "guided_backprop", "deeplift", "integrated_gradients")}
-        times = measure.interleaved(contenders, repeats=2)
-        told = ", ".join(f"{one} {1000 * each:.0f} ms" for one, each in times.items())
-        print(f"{name:20s} {told}; {times['integrated_gradients'] / times['deeplift']:.1f} x faster than 50 steps")
+        contenders = {one: run(one) for one in ("integrated_gradients", "deeplift", "guided_backprop")}
+        row = {"name": f"deeplift, {name}, batch 1", "aim": 0.1}
+        row |= measure.ratios(contenders, "integrated_gradients", repeats=2)
+        print(row)
+        measure.save("rules", measure.merged("rules", [row]))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def conservation(word: str) -> None:
         x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
         with torch.no_grad():
             score = model(x)[0, 3]
-        cells = []
+        cells, row = [], {"name": name}
         for composite in ("lrp_0", "z_plus", "deep_taylor"):
             if composite == "deep_taylor":
                 technique = pellucid.create("deep_taylor", stabilizer=0.0)
@@ -61,7 +61,9 @@ def conservation(word: str) -> None:
             result = pellucid.explain(model, x, technique, target=3, progress=False)
             error = float((result.values.sum() - score).abs() / score.abs())
             cells.append(f"{composite} {error:.1e} ({result.checks.named('ruled').verdict})")
+            row[composite] = error
         print(f"{name:20s} " + "   ".join(cells), flush=True)
+        measure.save("conservation", measure.merged("conservation", [row]))
 
 
 def _whole(name: str, size: int) -> dict[str, object]:
@@ -108,12 +110,10 @@ def speed(word: str) -> None:
     for name in ("resnet50", "efficientnet_lite0", "vit_b_16"):
         if word not in name:
             continue
-        contenders = _contenders(models.build(name), models.photos(1))
-        times = measure.interleaved(contenders, repeats=7)
-        print(
-            name,
-            {one: f"{1000 * each:.0f} ms, {each / times['forward + backward']:.2f}" for one, each in times.items()},
-        )
+        row = {"name": f"lrp, {name}, batch 1", "aim": 2.0}
+        row |= measure.ratios(_contenders(models.build(name), models.photos(1)), "forward + backward", repeats=7)
+        print(row)
+        measure.save("rules", measure.merged("rules", [row]))
 
 
 if __name__ == "__main__":

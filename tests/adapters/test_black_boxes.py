@@ -130,7 +130,11 @@ def _wants_arrays(batch):
     return batch.sum(1)
 
 
-@pytest.mark.parametrize("model", [None, 3, {"a": 1}, torch.zeros(3)])
+def test_no_model_offers_nothing():
+    assert adapt(None).offers == frozenset()
+
+
+@pytest.mark.parametrize("model", [3, {"a": 1}, torch.zeros(3)])
 def test_other_objects_are_refused(model):
     with pytest.raises(ModelError, match="nothing can adapt"):
         adapt(model)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import pellucid
 from pellucid import Adapter, LayerError, ParameterError, ProtocolError, RuleSet, Unsuitable
 from pellucid.rules.capture import capture
 from pellucid.rules.graph import replay
@@ -260,3 +261,23 @@ def test_references_that_do_not_fit(look):
         look(model, x(), compares, target=1, reference=lambda sample: sample.at(x()[:, :4]))
     with pytest.raises(ProtocolError, match="expected a RuleSet"):
         look(model, x(), {"relu": 1}, target=1)
+
+
+class _Narrow(nn.Module):
+    """A model for which the memory suffices for two examples at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.layer(x).relu()
+
+
+def test_a_batch_too_large_for_the_memory_is_captured_in_parts():
+    model, x = _Narrow(), torch.randn(5, 4)
+    in_parts = pellucid.explain(model, x, "lrp", target=1, progress=False)
+    alone = pellucid.explain(model, x[3:4], "lrp", target=1, progress=False)
+    assert torch.equal(in_parts.values[3:4], alone.values)

@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Explain three photos by thirteen techniques on a real ImageNet network, score them, and write a report. Offline."""
+    """Explain three photos on a real ImageNet network, score the explanations, and write a report. Offline."""
     from pellucid.cli.run import execute
     from pellucid.pipeline import Pipeline
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pellucid.engine.forms import FORMS, Form
+from pellucid.engine.forms import Form
+from pellucid.engine.functions import FORMS
 from pellucid.engine.outputs import first_tensor, tensors_in
 from pellucid.engine.watch import version_of
 from pellucid.errors import LayerError, ModelError, nearest

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functionalize
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pellucid.engine.batching import is_out_of_memory
 from pellucid.errors import PellucidError, Unsuitable
 from pellucid.rules.graph import Graph
 from pellucid.rules.record import DataDependent, Recorder
@@ -46,6 +47,8 @@ def capture(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor],
         except PellucidError:
             raise
         except Exception as error:  # whatever the model raises
+            if is_out_of_memory(error):
+                raise
             # Functions with a backward pass of their own and some checkpoints do not run under `functionalize`.
             problem = problem or error
     raise Unsuitable(

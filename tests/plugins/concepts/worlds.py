@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +21,13 @@ def glyphs() -> Tensor:
 
 @dataclass
 class Captions:
-    """Digits with a caption below that names the class; by chance `noise` the caption is drawn at random.
+    """Digits with a caption below that names the class, or, where captions are noise, any pattern.
 
-    At noise 0 the caption is the easiest cue, at noise 1 it says nothing.
+    The caption is the easiest cue; where it is noise, a network that is shown new patterns in every epoch learns to
+    pass it over.
     """
 
-    noise: float
+    noise: bool
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -33,10 +35,11 @@ class Captions:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.digits = torch.tensor(digits.images / 32, dtype=torch.float32)  # fainter than the captions
         self.labels = torch.tensor(digits.target)
-        n = len(self.labels)
-        wrong = torch.rand(n, generator=self.generator) < self.noise
-        drawn = torch.randint(0, CLASSES, (n,), generator=self.generator)
-        self.images = self.composed(self.digits, glyphs()[torch.where(wrong, drawn, self.labels)])
+        self.images = self.drawn()
+
+    def drawn(self) -> Tensor:
+        """The digits with captions of their own, drawn anew."""
+        return self.composed(self.digits, self.pattern(len(self.labels)) if self.noise else glyphs()[self.labels])
 
     def composed(self, digits: Tensor, captions: Tensor) -> Tensor:
         """Photos (n, 1, 16, 16) of digits above captions."""
@@ -45,11 +48,15 @@ class Captions:
         photos[:, 0, *CAPTION] += captions
         return photos
 
-    def clutter(self, n: int, caption: int | None = None) -> Tensor:
-        """Any digits, above one class's caption or above random patterns."""
+    def clutter(self, n: int, pattern: Tensor | None = None) -> Tensor:
+        """Any digits, above one pattern (4, 4), or each above a random one."""
         places = torch.randint(len(self.digits), (n,), generator=self.generator)
-        patterns = (torch.rand(n, 4, 4, generator=self.generator) > 0.5).float()
-        return self.composed(self.digits[places], patterns if caption is None else glyphs()[[caption]].expand(n, 4, 4))
+        patterns = self.pattern(n) if pattern is None else pattern.expand(n, 4, 4)
+        return self.composed(self.digits[places], patterns)
+
+    def pattern(self, n: int = 1) -> Tensor:
+        """Random patterns (n, 4, 4)."""
+        return (torch.rand(n, 4, 4, generator=self.generator) > 0.5).float()
 
 
 class CaptionNet(nn.Module):
@@ -65,10 +72,12 @@ class CaptionNet(nn.Module):
         return self.head(F.relu(self.fc(maps.flatten(1))))
 
 
-def trained(net: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: float = 3e-3) -> nn.Module:
+def trained(net: nn.Module, draw: Callable[[], Tensor], labels: Tensor, epochs: int, rate: float = 3e-3) -> nn.Module:
+    """Trains a network on images that are drawn for every epoch."""
     optimiser = torch.optim.Adam(net.parameters(), rate)
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
+        images = draw()
         for batch in torch.randperm(len(labels), generator=generator).split(64):
             optimiser.zero_grad()
             F.cross_entropy(net(images[batch]), labels[batch]).backward()
