@@ -103,7 +103,7 @@ def ceiling(setting: Setting) -> float:
                 losses.setdefault(kept, []).append(nn.functional.cross_entropy(model(q), labels, reduction="none"))
     one, other = (torch.stack([pair[place] for pair in losses.values()]).numpy() for place in (0, 1))
     agreed = float(np.nanmean([spearmanr(one[:, i], other[:, i]).statistic for i in range(QUERIES)]))
-    return (2 * agreed / (1 + agreed)) ** 0.5
+    return float(np.sqrt(2 * agreed / (1 + agreed)))
 
 
 def chosen(setting: Setting, **options: Any) -> tuple[float, dict[str, float]]:

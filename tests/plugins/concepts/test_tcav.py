@@ -157,7 +157,8 @@ def worlds():
     return made
 
 
-def captions_scored(net, world, **options):
+def captions_scored(net, world, seed=0, **options):
+    world.generator.manual_seed(seed)
     concepts = {f"caption {kind}": world.clutter(40, glyphs()[kind]) for kind in range(CLASSES)}
     technique = create("tcav", concepts=concepts, random=world.clutter(400), layers=(LAYER,), **options)
     return explain(net, world.images[:150], technique, target=world.labels[:150], progress=False)
@@ -183,9 +184,10 @@ def truth_found(found, read):
 @pytest.mark.parametrize("classifier", ["logistic", "ridge"])
 @pytest.mark.parametrize("read", [True, False])
 def test_planted_captions_are_significant_exactly_when_the_network_reads_them(worlds, read, classifier):
-    found = captions_scored(*worlds[read], classifier=classifier)
-    assert truth_found(found, read), found.to_dataframe()
-    assert found.checks.passed  # the vectors find the captions on held-out examples in any case
+    drawn = [captions_scored(*worlds[read], seed, classifier=classifier, alpha=0.01) for seed in range(5)]
+    assert all(found.checks.passed for found in drawn)  # the vectors find the captions on held-out examples in any case
+    # A network that passes captions over still moves a little with a pattern that stays the same.
+    assert sum(not truth_found(found, read) for found in drawn) <= (0 if read else 1)
 
 
 def test_the_planted_truth_catches_vectors_that_point_away(worlds, monkeypatch):
@@ -209,6 +211,7 @@ def test_the_planted_truth_catches_shuffled_gradients(worlds, monkeypatch):
 
 def test_random_concepts_are_rarely_significant(worlds):
     net, world = worlds[True]
+    world.generator.manual_seed(0)
     images = world.images[world.labels == 0][:20]
     # Activations of a pool are taken once; each draw is a concept and ten random sets of it.
     pool = world.clutter(600)
@@ -222,7 +225,7 @@ def test_random_concepts_are_rarely_significant(worlds):
         technique = create("tcav", concepts={"it": sets[0]}, random=sets[1:], layers=("first",), classifier="ridge")
         found = explain(_Rest(net), net.conv2(torch.relu(net.conv1(images))).double().detach(), technique, target=0)
         false += int(found.significant[0, 0])
-    assert 1 <= false <= 16  # at most 8 %, of 5 % expected
+    assert 1 <= false <= 16, false  # at most 8 %, of 5 % expected
 
 
 class _Rest(nn.Module):
