@@ -17,7 +17,7 @@ from pellucid.testing.planted import GlyphNet, planted, verify
 from pellucid.testing.state import State, differences, isolated
 from pellucid.testing.subject import subject_of
 
-from . import mutants_behind, mutants_of_claims, mutants_of_values  # noqa: F401
+from . import mutants_behind, mutants_of_claims, mutants_of_rules, mutants_of_values  # noqa: F401
 from .correct import ALONE, CAUGHT_BY, CORRECT, GradientTimesInput, recorded
 from .correct import Path as PathIntegral
 from .mutants_of_values import PermutedBatch
