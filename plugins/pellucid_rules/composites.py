@@ -7,22 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from pellucid import ParameterError, Rule, RuleSet, nearest
-from pellucid_rules.lrp_rules import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Hold,
-    Normalised,
-    Pass,
-    SameSign,
-    Taylor,
-    Uniform,
-    Winner,
-    WSquare,
-    ZBox,
-    ZPlus,
-)
+from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, SameSign, WSquare, ZBox, ZPlus
+from pellucid_rules.policy_rules import Hold, Normalised, Pass, Taylor, Uniform, Winner
 
 Attention: TypeAlias = Literal["taylor", "constant"]
 

@@ -6,24 +6,14 @@ R_i. A stabilizer moves a denominator away from zero, by its own sign.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid import Node, ParameterError, Rule
-from pellucid_rules.shares import divided, shares_of, times
-
-Given = Sequence[Tensor | None]
-
-
-def _at_least_zero(rule: Rule, *names: str) -> None:
-    for name in names:
-        value = getattr(rule, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise ParameterError(f"{type(rule).__name__}({name}={value!r}): expected a number that is at least 0")
+from pellucid_rules.shares import Given, at_least_zero, divided, shares_of, times
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class Epsilon(Rule):
     epsilon: float = 1e-6
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "epsilon")
+        at_least_zero(self, "epsilon")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """Two multiplications around the gradient."""
@@ -63,7 +53,7 @@ class Gamma(Rule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "gamma", "stabilizer")
+        at_least_zero(self, "gamma", "stabilizer")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op, and one or two gradients."""
@@ -98,7 +88,7 @@ class AlphaBeta(Rule):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "alpha", "beta", "stabilizer")
+        at_least_zero(self, "alpha", "beta", "stabilizer")
         if abs(self.alpha - self.beta - 1) > 1e-9:
             raise ParameterError(
                 f"AlphaBeta(alpha={self.alpha:g}, beta={self.beta:g}): alpha - beta is {self.alpha - self.beta:g}; "
@@ -129,7 +119,7 @@ class ZPlus(Rule):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
+        at_least_zero(self, "stabilizer")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op."""
@@ -160,7 +150,7 @@ class SameSign(Rule):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
+        at_least_zero(self, "stabilizer")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """Two further passes through the op for a sum; one for a weighted op."""
@@ -187,7 +177,7 @@ class WSquare(Rule):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
+        at_least_zero(self, "stabilizer")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op."""
@@ -209,7 +199,7 @@ class Flat(Rule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
+        at_least_zero(self, "stabilizer")
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op."""
@@ -235,7 +225,7 @@ class ZBox(Rule):
     stabilizer: float = 1e-6
 
     def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
+        at_least_zero(self, "stabilizer")
         for name in ("low", "high"):
             bound = getattr(self, name)
             if bound is not None and not isinstance(bound, (int, float, tuple, Tensor)):
@@ -270,124 +260,6 @@ class ZBox(Rule):
                 f"`{name}` of the z-box has shape {tuple(torch.as_tensor(given).shape)}, which does not broadcast to "
                 f"an input's {tuple(inputs.shape[1:])}; give a number, one for each channel, or a tensor of that shape"
             ) from None
-
-
-@dataclass(frozen=True)
-class Pass(Rule):
-    """Hands relevance on as it is: for ops of one input that act on each element alone, such as activations."""
-
-    needs: ClassVar[str] = ""
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """Nothing to compute."""
-        return (carried,)
-
-
-@dataclass(frozen=True)
-class Winner(Rule):
-    """Hands relevance to the input that won, as the gradient does: for maxima."""
-
-    needs: ClassVar[str] = ""
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """One gradient."""
-        return node.vjp(carried)
-
-
-@dataclass(frozen=True)
-class Taylor(Rule):
-    """Shares by the first-order terms about the inputs, x_i df_j/dx_i / f_j R_j: for the softmax, as in AttnLRP.
-
-    Achtibat et al., 2024: x_i (R_i - softmax_i times the sum of R). What the expansion leaves over is not handed on, so
-    that relevance is not conserved; the ledger says how much.
-    """
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """One gradient."""
-        # A masked score is minus infinity and its attention zero: nothing is handed to it.
-        (inputs,), (slopes,) = node.inputs, node.vjp(divided(carried, node.output, 0.0))
-        return (torch.where(slopes == 0, slopes, inputs * slopes),)
-
-
-@dataclass(frozen=True)
-class Hold(Rule):
-    """Takes the op as a constant: its inputs get nothing."""
-
-    needs: ClassVar[str] = ""
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """Nothing to compute."""
-        return (None,) * len(node.shapes)
-
-
-@dataclass(frozen=True)
-class Normalised(Rule):
-    """Holds the standard deviation of a layer norm constant; the rest of it is linear, and shared by contribution.
-
-    Ali et al., 2022, and AttnLRP (Achtibat et al., 2024), whose identity rule for the division it is.
-
-    Attributes:
-        stabilizer: in units of the outputs.
-        bias: whether the bias counts as a contribution, and keeps its share.
-    """
-
-    stabilizer: float = 1e-6
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """One gradient, and what it takes off for the deviation given back."""
-        (inputs,), (output, mean, scale) = node.inputs, node.outputs
-        over = [axis for axis, size in enumerate(mean.shape) if size == 1]
-        centre = node(inputs.new_zeros([size if axis in over else 1 for axis, size in enumerate(inputs.shape)]))
-        linear = output - centre
-        each = divided(carried, output if self.bias else linear, self.stabilizer)
-        (slopes,) = node.vjp(each)
-        along = (each * linear).mean(over, keepdim=True) * scale**2
-        return (inputs * (slopes + (inputs - mean) * along),)
-
-
-@dataclass(frozen=True)
-class Uniform(Rule):
-    """Shares a product equally between its two factors; a scale gets nothing.
-
-    AttnLRP's uniform rule. A scale is a factor that is broadcast along an axis of the product (the gate of a
-    squeeze-and-excitation block, one over a standard deviation), or that comes from one of the ops in `constants`: it
-    says how much of the other passes, which gets all.
-
-    Attributes:
-        constants: ops whose results are scales as well, such as "softmax": then attention weights are held constant
-            (Ali et al., 2022).
-        stabilizer: in units of the outputs.
-    """
-
-    constants: tuple[str, ...] = ()
-    stabilizer: float = 1e-6
-
-    def __post_init__(self) -> None:
-        _at_least_zero(self, "stabilizer")
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """One gradient by each factor."""
-        values, output = node.inputs, node.output
-        scales = [
-            _origin(source) in self.constants or (node.op == "mul" and value.numel() < output.numel())
-            for value, source in zip(values, node.sources, strict=True)
-        ]
-        if all(scales):
-            scales = [False] * len(scales)
-        slopes = node.vjp(divided(carried / scales.count(False), output, self.stabilizer))
-        parts = times(values, slopes)
-        return tuple(None if scale else part for scale, part in zip(scales, parts, strict=True))
-
-
-def _origin(source: Node | None) -> str:
-    """The op that made a value, before it was moved about; "" where that is the model's input."""
-    while source is not None and source.kind == "move":
-        source = source.sources[0]
-    return "" if source is None else source.op
 
 
 def _weight(rule: Rule, node: Node) -> Tensor:

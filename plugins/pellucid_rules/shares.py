@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pellucid import Node, ParameterError
+from pellucid import Node, ParameterError, Rule
 
 _FEW = 64
 """Contributions to an output up to which each sign is summed for itself: few may be of one sign but for a tiny rest, of
@@ -18,6 +18,17 @@ which the difference of two sums would leave nothing."""
 
 _ROUNDING = 8.0
 """In units of the last place of all that was summed: contributions that sum to less are none."""
+
+
+Given = Sequence[Tensor | None]
+
+
+def at_least_zero(rule: Rule, *names: str) -> None:
+    """Refuses parameters of a rule that are no finite numbers of at least zero."""
+    for name in names:
+        value = getattr(rule, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+            raise ParameterError(f"{type(rule).__name__}({name}={value!r}): expected a number that is at least 0")
 
 
 def divided(carried: Tensor, by: Tensor, stabilizer: float) -> Tensor:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import pellucid
 from pellucid import Sample, Seen
 from pellucid.protocol import ClassLogit
-from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Gamma, Pass
+from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Gamma
+from pellucid_rules.policy_rules import Pass
 
 
 def filled(layer: nn.Module, weight: float) -> nn.Module:

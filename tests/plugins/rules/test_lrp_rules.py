@@ -10,7 +10,8 @@ import pellucid
 from pellucid import RuleSet
 from pellucid_rules import shares
 from pellucid_rules.composites import COMPOSITES, RULES
-from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, Pass, SameSign, WSquare, ZBox, ZPlus
+from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, SameSign, WSquare, ZBox, ZPlus
+from pellucid_rules.policy_rules import Pass
 
 TINY = 1e-9
 
