@@ -62,7 +62,7 @@ def test_results_change_by_rounding_only_and_say_so(blocks, images):
         assert "optimised outputs" not in {check.name for check in plain[name].checks}
         (check,) = [check for check in fast[name].checks if check.name == "optimised outputs"]
         assert check.passed
-        assert "2 BatchNorms folded" in check.note
+        assert "2 layers folded" in check.note
     assert blocks.training
     assert all(value.equal(before[name]) for name, value in blocks.state_dict().items())
 
@@ -73,12 +73,12 @@ def test_a_layer_that_is_asked_is_left_as_it_is(blocks, images):
     fast = pellucid.explain(pellucid.adapt(blocks, optimize=True), images(), technique, 1)
     near(fast.values, plain.values)
     (check,) = [check for check in fast.checks if check.name == "optimised outputs"]
-    assert "1 BatchNorms folded" in check.note
+    assert "1 layers folded" in check.note
 
 
 def test_a_folded_layer_of_a_target_is_refused(blocks, images):
     adapter = pellucid.adapt(blocks, optimize=True)
-    with pytest.raises(LayerError, match="folded into its BatchNorm by optimize=True"):
+    with pytest.raises(LayerError, match="folded into its neighbour by optimize=True"):
         pellucid.explain(adapter, images(), "saliency", pellucid.Unit("plain.0", 1))
 
 
@@ -97,3 +97,46 @@ def test_a_model_without_convolutions(images):
     model = nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval()
     fast = pellucid.explain(pellucid.adapt(model, optimize=True), images(), "saliency", 1)
     near(fast.values, pellucid.explain(model, images(), "saliency", 1).values)
+
+
+class Padded(nn.Module):
+    """Paddings of which one can go into its convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.even, self.lopsided = nn.ZeroPad2d((2, 2, 1, 1)), nn.ZeroPad2d((0, 1, 0, 1))
+        self.ones, self.shared, self.more = nn.ConstantPad2d(1, 1.0), nn.ZeroPad2d(1), nn.ConstantPad2d(1, 0.0)
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 3) for _ in range(4))
+        self.padding_too = nn.Conv2d(3, 3, 3, padding=1)
+        self.strided = nn.Conv2d(3, 2, 3, stride=2, groups=1)
+
+    def forward(self, x):
+        x = self.convolutions[0](self.even(x))
+        x = self.convolutions[1](self.lopsided(x))
+        x = self.convolutions[2](self.ones(x))
+        y = self.shared(x)
+        x = self.convolutions[3](y) + y[:, :, 1:-1, 1:-1]
+        x = self.padding_too(self.more(x))
+        return self.strided(self.more_again(x)).mean(dim=(2, 3))
+
+    def more_again(self, x):
+        return nn.functional.pad(x, (1, 1, 1, 1))
+
+
+def test_a_padding_of_zeros_goes_into_its_convolution(images):
+    torch.manual_seed(0)
+    model = Padded().eval()
+    inputs = images()
+    plain = pellucid.explain(model, inputs, "saliency", 1)
+    fast = pellucid.explain(pellucid.adapt(model, optimize=True), inputs, "saliency", 1)
+    near(fast.values, plain.values)
+    (check,) = [check for check in fast.checks if check.name == "optimised outputs"]
+    assert check.passed
+    assert "1 layers folded" in check.note
+    with pytest.raises(LayerError, match="folded into its neighbour"):
+        pellucid.explain(pellucid.adapt(model, optimize=True), inputs, "saliency", pellucid.Unit("even", 1))
+    kept = create("activations", layer="even")
+    near(
+        pellucid.explain(pellucid.adapt(model, optimize=True), inputs, kept, 1).values,
+        pellucid.explain(model, inputs, kept, 1).values,
+    )
