@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -77,7 +79,7 @@ class Finisher:
             notes=(*result.meta.notes, *self.notes),
             pellucid_version=_version(),
             torch_version=str(torch.__version__),
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=self._now,
         )
         values = each(self._delivered, result.values) if isinstance(result.values, Tensor | Mapping) else result.values
         general = general_checks(values) if isinstance(result, Attribution) else []
@@ -85,8 +87,8 @@ class Finisher:
             "values": values,
             "meta": meta,
             "checks": Checks((*result.checks, *general, *self.checks)),
-            "target": TargetRecord(self.sample.target.describe(), self.classes),
-            "inputs": each(lambda leaf: leaf.to(self.device), self.sample.inputs),
+            "target": self._target,
+            "inputs": self._inputs,
         }
         if isinstance(result, Attribution) and result.error is not None:
             changes["error"] = each(self._delivered, result.error)
@@ -102,6 +104,18 @@ class Finisher:
         """The digests of the model and of the inputs, which all results of the run share."""
         return model_hash(self.adapter, self.parts), input_hash(tensors_of(self.sample.inputs))
 
+    @cached_property
+    def _now(self) -> str:
+        return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+    @cached_property
+    def _target(self) -> TargetRecord:
+        return TargetRecord(self.sample.target.describe(), self.classes)
+
+    @cached_property
+    def _inputs(self) -> Any:
+        return each(lambda leaf: leaf.to(self.device), self.sample.inputs)
+
     def _delivered(self, values: Tensor) -> Tensor:
         if values.dtype in (torch.float16, torch.bfloat16):
             values = values.float()
@@ -115,13 +129,14 @@ def general_checks(values: Any) -> list[Check]:
     leaves = [leaf.flatten(1) for leaf in tensors_of(values) if isinstance(leaf, Tensor) and leaf.dim() > 1]
     if not leaves:
         return []
-    extremes = [(leaf.amin(dim=1), leaf.amax(dim=1)) for leaf in leaves]
-    constant = torch.stack([low == high for low, high in extremes]).all(dim=0)
-    infinite = torch.zeros_like(constant, dtype=torch.long)
+    extremes = [(leaf.amin(dim=1).tolist(), leaf.amax(dim=1).tolist()) for leaf in leaves]
+    pairs = [list(zip(low, high, strict=True)) for low, high in extremes]
+    constant = [all(low == high for low, high in one) for one in zip(*pairs, strict=True)]
+    infinite = [0] * len(constant)
     for leaf, ends in zip(leaves, extremes, strict=True):
         # Counting takes longer than finding the extremes, which are not finite where any value is not.
-        if not bool(torch.isfinite(torch.stack(ends)).all()):
-            infinite = infinite + (~torch.isfinite(leaf)).sum(dim=1)
+        if not all(map(math.isfinite, itertools.chain(*ends))):
+            infinite = [a + b for a, b in zip(infinite, (~torch.isfinite(leaf)).sum(dim=1).tolist(), strict=True)]
     return [
         Check.bound("finite", infinite, 0, "values that are NaN or infinite"),
         Check.bound("not constant", constant, 0, "1 where all values of an example are equal"),

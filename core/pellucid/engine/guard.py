@@ -88,16 +88,16 @@ def _modes(module: nn.Module, parts: Sequence[nn.Module], modes: Sequence[bool])
 
 @contextlib.contextmanager
 def _locked(parameters: Sequence[Tensor]) -> Iterator[None]:
-    flags = [parameter for parameter in parameters if parameter.requires_grad and parameter.is_leaf]
-    gradients = [(parameter, parameter.grad) for parameter in parameters]
+    before = [(parameter, parameter.requires_grad and parameter.is_leaf, parameter.grad) for parameter in parameters]
     try:
-        for parameter in flags:
-            parameter.requires_grad_(False)
+        for parameter, free, _ in before:
+            if free:
+                parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in flags:
-            parameter.requires_grad_(True)
-        for parameter, gradient in gradients:
+        for parameter, free, gradient in before:
+            if free:
+                parameter.requires_grad_(True)
             if parameter.grad is not gradient:
                 parameter.grad = gradient
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -119,7 +120,8 @@ def _tensor(what: str, value: Any) -> Tensor:
         array = np.asarray(value)
         if array.dtype == object:
             raise TypeError("mixed or ragged values")
-        return torch.as_tensor(array)
+        # Of an array that cannot be written torch warns; one that is memory-mapped with mode "c" can, and stays on disk.
+        return torch.as_tensor(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{what}: a {type(value).__name__} is no tensor ({error}); expected a tensor or array (B, ...), photos, or "
@@ -141,7 +143,8 @@ def _fitted(name: str, tensor: Tensor, engine: Engine, notes: list[str]) -> Tens
     if tensor.dim() == 0 or tensor.numel() == 0:
         raise InputError(f"{what} have shape {tuple(tensor.shape)}; expected (B, ...) with at least one example")
     tensor = tensor.detach()
-    if not bool(torch.isfinite(torch.stack(torch.aminmax(tensor))).all()):  # the extremes of NaN are NaN
+    # One sum finds out about all numbers but those whose sum overflows.
+    if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
         shown = bad.nonzero().flatten().tolist()
         raise InputError(f"{what} are not finite (NaN or infinity) in {len(shown)} examples: {shown[:10]}; remove them")

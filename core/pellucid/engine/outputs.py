@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,14 +16,24 @@ from pellucid.protocol.leaves import Leaves
 
 def _parts(value: Any) -> dict[Any, Any] | None:
     """The parts of a tuple, list, mapping or dataclass, or None of anything else."""
-    if isinstance(value, (tuple, list)):
+    form = _form(type(value))  # type: ignore[arg-type]
+    if form is None:
+        return None
+    if form == "sequence":
         return dict(enumerate(value))
-    if isinstance(value, (dict, Leaves)):
-        return dict(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return dict(value) if form == "mapping" else {name: getattr(value, name) for name in form}
+
+
+@functools.lru_cache(maxsize=1024)
+def _form(kind: type) -> str | tuple[str, ...] | None:
+    """How values of a type hold their parts: in a "sequence", a "mapping", or the fields of these names."""
+    if issubclass(kind, (tuple, list)):
+        return "sequence"
+    if issubclass(kind, (dict, Leaves)):
+        return "mapping"
+    if dataclasses.is_dataclass(kind):
         # A field may say that it holds no tensors, where a walk through it would take long.
-        fields = (field.name for field in dataclasses.fields(value) if field.metadata.get("tensors", True))
-        return {name: getattr(value, name) for name in fields}
+        return tuple(field.name for field in dataclasses.fields(kind) if field.metadata.get("tensors", True))
     return None
 
 
@@ -48,7 +59,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield value
         return
     for part in (_parts(value) or {}).values():
-        yield from tensors_in(part)
+        if isinstance(part, Tensor):
+            yield part
+        elif part is not None:
+            yield from tensors_in(part)
 
 
 def mapped(function: Callable[[Tensor], Any], value: Any) -> Any:

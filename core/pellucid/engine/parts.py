@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pellucid.engine.watch import version_of
+from pellucid.engine.watch import versions_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Parts:
         """All buffers, as they were when first asked."""
         return _distinct(part._buffers for part in self.modules.values() if part._buffers)
 
-    @property
+    @cached_property
     def structure(self) -> tuple[Any, ...]:
         """What changes when a module is added, removed, renamed or exchanged."""
         return tuple(self.modules), tuple(map(id, self.modules.values()))
@@ -44,7 +44,7 @@ class Parts:
         A change in place through `.data` does not show: autograd does not count it.
         """
         tensors = [*self.parameters, *self.buffers]
-        return tuple(map(id, tensors)), tuple(map(Tensor.data_ptr, tensors)), tuple(map(version_of, tensors))
+        return tuple(map(id, tensors)), tuple(map(Tensor.data_ptr, tensors)), tuple(versions_of(tensors))
 
 
 def parts_of(module: nn.Module) -> Parts:

@@ -17,7 +17,7 @@ from pellucid.engine.passes import Engine
 from pellucid.engine.rulepass import rule_pass
 from pellucid.engine.segment import Taken
 from pellucid.engine.station import Request, Station, alike, classes_of, halves, stations_of
-from pellucid.engine.watch import ControlFlowChanged, version_of
+from pellucid.engine.watch import ControlFlowChanged, versions_of
 from pellucid.errors import Interrupted, ModelError, ProtocolError, Unsuitable
 from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.look import Look, Looks, Seen, SeenTogether
@@ -371,4 +371,4 @@ def _sent(generator: Generator[Look, Seen, Any], seen: Seen | None) -> tuple[boo
 
 def _versions(seen: Seen | None) -> list[int]:
     """How often each tensor was changed in place: techniques share them."""
-    return [version_of(tensor) for tensor in tensors_in(seen)]
+    return versions_of(list(tensors_in(seen)))

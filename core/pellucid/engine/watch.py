@@ -72,6 +72,14 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """As `version_of`, for many."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:  # some were made under inference mode, and have none
+        return [version_of(tensor) for tensor in tensors]
+
+
 def function_name(function: Any) -> str:
     """The short name of a function of torch: "relu", "add", "getitem"."""
     name = resolve_name(function) or getattr(function, "__name__", "function")

@@ -245,6 +245,8 @@ def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Applies a function to the tensors in a field; gives back the same object where nothing changes."""
     if isinstance(value, Tensor):
         return function(value)
+    if value is None or isinstance(value, (str, float, int)):
+        return value
     if isinstance(value, TargetRecord):
         classes = _map(function, value.classes)
         return value if classes is value.classes else replace(value, classes=classes)
