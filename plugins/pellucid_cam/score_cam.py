@@ -58,7 +58,7 @@ class ScoreCAM(Explainer):
 
         def masks(draws: Tensor, examples: Tensor) -> Tensor:
             chosen = maps[examples.to(maps.device), draws.to(maps.device), None]
-            return _scaled(F.interpolate(chosen, image.shape[2:], mode="bilinear", align_corners=False))
+            return _scale_(F.interpolate(chosen, image.shape[2:], mode="bilinear", align_corners=False))
 
         through, nothing = yield from together(
             Look(at=sample.masked(count, masks, "zero")),
@@ -77,7 +77,7 @@ class ScoreCAM(Explainer):
         return maps.take_along_dim(top[:, :, None, None], dim=1)
 
 
-def _scaled(maps: Tensor) -> Tensor:
-    """Each map scaled to [0, 1]; zero where it is flat."""
+def _scale_(maps: Tensor) -> Tensor:
+    """Scales each map to [0, 1], in its own memory; zero where it is flat."""
     low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
-    return (maps - low) / torch.where(high > low, high - low, 1)
+    return maps.sub_(low).div_(torch.where(high > low, high - low, 1))
