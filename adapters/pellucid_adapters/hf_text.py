@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +44,18 @@ class Embedded:
             return embeddings.transpose(1, 2)
 
         # Before all other hooks, so that whoever looks at the layer sees what the model goes on with.
-        handle = _embedding_layer(self).register_forward_hook(replaced, prepend=True)
+        handles = [layer.register_forward_hook(replaced, prepend=True) for layer in _embedding_layers(self)]
         try:
             with _traceable():
                 output = run(**arguments)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         if len(calls) != 1:
             raise ModelError(
                 f"{type(self).__name__} calls its embedding layer {len(calls)} times in one pass; expected once, so "
-                "that attribution has one place. Leave out token_type_ids where the layer embeds them too; a model "
-                "whose decoder reads the text as well cannot be explained through its embeddings"
+                "that attribution has one place. Leave out token_type_ids where the layer embeds them too; of a model "
+                "whose decoder reads the text as well (T5, BART), explain a classifier on its encoder"
             )
         return output
 
@@ -278,15 +280,14 @@ def _traceable() -> Iterator[None]:
     A model of transformers then leaves out the shortcuts that it takes by the values of its masks, by which one graph
     could not stand for it.
     """
-    # The flag is private, and set by `torch.export` and `torch.compile` alone. The other way, to ask for "eager"
-    # attention while recording, would change the configuration that is the user's too, and with it how the softmax is
-    # computed in half precision. It stays out of the core since it is transformers that asks.
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = before or is_in_torch_dispatch_mode()
-    try:
+    if not is_in_torch_dispatch_mode():
         yield
-    finally:
-        torch.compiler._is_compiling_flag = before
+        return
+    # Nothing public says so, but what transformers asks is public. The other way, to ask for "eager" attention while
+    # recording, would change the configuration that is the user's too, and with it how the softmax is computed in half
+    # precision. It stays out of the core since it is transformers that asks.
+    with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+        yield
 
 
 _REDUCED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -315,6 +316,16 @@ def _embedding_layer(model: Any) -> nn.Module:
     if not isinstance(layer, nn.Module) or next(layer.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no embedding layer that could be explained")
     return layer
+
+
+def _embedding_layers(model: Any) -> list[nn.Module]:
+    """The embedding layer and those like it with the very same weights: each stack of a T5 calls one of its own."""
+    layer = _embedding_layer(model)
+    kind, weight, scale = type(layer), getattr(layer, "weight", None), getattr(layer, "embed_scale", 1)
+    if weight is None:
+        return [layer]
+    alike = [part for part in model.modules() if type(part) is kind and part.weight is weight]
+    return [part for part in alike if getattr(part, "embed_scale", 1) == scale]
 
 
 def _texts(inputs: Any) -> list[tuple[str, ...]] | None:

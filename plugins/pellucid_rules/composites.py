@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from pellucid import ParameterError, Rule, RuleSet, nearest
+from pellucid import Gradient, ParameterError, Rule, RuleSet, nearest
 from pellucid_rules.lrp_rules import AlphaBeta, Epsilon, Flat, Gamma, SameSign, WSquare, ZBox, ZPlus
-from pellucid_rules.policy_rules import Hold, Normalised, Pass, Taylor, Uniform, Winner
+from pellucid_rules.policy_rules import Hold, Normalised, Pass, Taylor, Uniform
 
 Attention: TypeAlias = Literal["taylor", "constant"]
 
@@ -22,7 +22,7 @@ RULES: dict[str, type[Rule]] = {
     "flat": Flat,
     "z_box": ZBox,
     "pass": Pass,
-    "winner": Winner,
+    "gradient": Gradient,
     "hold": Hold,
     "taylor": Taylor,
     "normalised": Normalised,
@@ -44,7 +44,7 @@ def policy(stabilizer: float, attention: Attention) -> dict[str, Rule]:
         "weighted": Epsilon(stabilizer),
         "sum": Epsilon(stabilizer),
         "pointwise": Pass(),
-        "max": Winner(),
+        "max": Gradient(),  # all goes to the winner
         "product": Uniform(held, stabilizer),
         "softmax": Hold() if held else Taylor(),
         "layer_norm": Normalised(stabilizer),

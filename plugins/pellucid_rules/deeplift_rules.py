@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -84,8 +85,11 @@ class RevealCancel(Rule):
 
     These are the Shapley values of two players, so that terms which cancel are seen. (m+ + m-) / 2 is handed to x and
     goes through the linear op by its gradient; the other half, +-(m+ - m-) / 2 by each term's sign, goes to that op's
-    inputs directly. Behind anything but a weighted op or a sum of values there is one term, and this is `Rescale`.
+    inputs directly. Behind anything but a weighted op or a sum of values there is one term, and this is `Rescale`; also
+    behind a part of one that was split, such as the gates of an LSTM.
     """
+
+    needs: ClassVar[str] = "ios"
 
     def __call__(self, node: Node, carried: Tensor) -> Sequence[Tensor | None] | Mapping[Node, Sequence[Tensor | None]]:
         """Two further passes through the linear op, two gradients of it, and four values of the activation."""
@@ -124,7 +128,9 @@ class _Terms:
     @classmethod
     def of(cls, source: Node) -> _Terms | None:
         """The terms of an op, or of the one that it moves the values of; None where there is but one."""
-        if source.kind == "move" and len(source.inputs) == 1 and source.sources[0] is not None:
+        # Of several results it is not known which is meant.
+        single = len(source.inputs) == len(source.outputs) == 1
+        if source.kind == "move" and single and source.sources[0] is not None:
             inner = cls.of(source.sources[0])
             if inner is None:
                 return None

@@ -25,6 +25,7 @@ from pellucid import (
 )
 from pellucid_rules.composites import Attention, rule_set
 from pellucid_rules.lrp_rules import ZBox
+from pellucid_rules.policy_rules import Taylor
 
 Canonizer = Literal["batch_norm"]
 
@@ -49,7 +50,9 @@ class LRP(Explainer):
         canonizers: `"batch_norm"` folds BatchNorms into the convolutions that alone feed them.
         stabilizer: moves denominators away from zero, in units of activations; `Epsilon`'s epsilon in the composites.
         attention: whether attention weights get half the relevance, and hand it on by the `"taylor"` rule of AttnLRP,
-            or are `"constant"`, which conserves it (Ali et al., 2022).
+            so that what steers attention is seen, but the constant terms of its expansions keep a share (see the check
+            "softmax share"); or are `"constant"`, which conserves all and shows only what was attended to (Ali et al.,
+            2022).
         low: the least value of an input for a z-box: a number, one for each channel, or a tensor; `"auto"` is black
             under the model's normalisation where that is known, and else each example's own least value.
         high: the greatest value, likewise.
@@ -146,17 +149,19 @@ _ADDING = frozenset({"weighted", "sum", "norm"})
 def relevance_checks(ledger: Ledger) -> tuple[Check, ...]:
     """Where relevance stayed or came from, as shares of the score, and which ops had no rule."""
     whole = max(float(ledger.started.abs().sum()), torch.finfo(torch.float64).tiny)
+    expanded = [entry for entry in ledger.entries if entry.rule == Taylor.__name__]
     kept = [entry for entry in ledger.entries if entry.kind in _ADDING]
-    others = [entry for entry in ledger.entries if entry.kind not in _ADDING]
+    others = [entry for entry in ledger.entries if entry.kind not in _ADDING and entry not in expanded]
 
-    def most(entries: list[Any]) -> str:
+    def share(entries: list[Any], told: str) -> tuple[float, str]:
         worst = max(entries, key=lambda entry: entry.lost, default=None)
-        return "" if worst is None or worst.lost <= 1e-9 * whole else f"; most at {worst.where}"
+        where = "" if worst is None or worst.lost <= 1e-9 * whole else f"; most at {worst.where}"
+        return sum(entry.taken - entry.given for entry in entries) / whole, f"{told}, as a share of the score{where}"
 
-    lost, biased = (sum(entry.taken - entry.given for entry in some) / whole for some in (others, kept))
-    share = "kept by biases, constants and stabilizers, as a share of the score" + most(kept)
-    return (
-        Check.bound("conservation", abs(lost), 0.01, "lost or made by rules, as a share of the score" + most(others)),
-        Check.info("bias share", biased, share),
-        ledger.check_ruled("ruled"),
-    )
+    lost, told = share(others, "lost or made by rules")
+    checks = [Check.bound("conservation", abs(lost), 0.01, told)]
+    checks.append(Check.info("bias share", *share(kept, "kept by biases, constants and stabilizers")))
+    if expanded:
+        constants = share(expanded, "kept by the constant terms of softmax expansions (attention='constant' has none)")
+        checks.append(Check.info("softmax share", *constants))
+    return (*checks, ledger.check_ruled("ruled"))

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from pellucid import Node, ParameterError, Rule
-from pellucid_rules.shares import Given, at_least_zero, divided, shares_of, times
+from pellucid_rules.shares import (
+    Given,
+    at_least_zero,
+    divided,
+    over,
+    positive_shares,
+    representable,
+    shares_of,
+    signed,
+    times,
+)
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,21 @@ class Epsilon(Rule):
 
     epsilon: float = 1e-6
 
+    multiple_of = "inputs"
+
     def __post_init__(self) -> None:
         at_least_zero(self, "epsilon")
 
+    def needs_at(self, node: Node) -> str:
+        """Not the output of a sum in front of a ReLU: it is added up anew, in place of memory for both."""
+        return "i" if node.rectified and node.op == "add" and self.epsilon else "io"
+
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """Two multiplications around the gradient."""
+        if node.rectified and self.epsilon:
+            total = node(*node.inputs).clamp_(min=0) if node.op == "add" else node.output.clamp(min=0)
+            total.add_(representable(self.epsilon, total.dtype))
+            return times(node.inputs, node.vjp(torch.div(carried, total, out=total)))
         return times(node.inputs, node.vjp(divided(carried, node.output, self.epsilon)))
 
 
@@ -52,18 +72,39 @@ class Gamma(Rule):
     gamma: float = 0.25
     stabilizer: float = 1e-6
 
+    multiple_of = "inputs"
+
     def __post_init__(self) -> None:
         at_least_zero(self, "gamma", "stabilizer")
 
+    def needs_at(self, node: Node) -> str:
+        """The output only where its sign is not known."""
+        return "i" if node.rectified and node.kind == "weighted" and all(node.nonnegative) else "io"
+
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op, and one or two gradients."""
+        gamma, weight = self.gamma, node.weight
+        if weight is None:
+            return self._of_sum(node, carried)
+        if node.rectified and (given := positive_shares(node, carried, 1 / (1 + gamma), self.stabilizer / (1 + gamma))):
+            return given
+        # Over 1 + gamma / 2, contributions weigh z + part |z| by the sign of the output.
+        (inputs,), bias, output = node.inputs, node.bias, node.output
+        part, both, magnitude = gamma / (2 + gamma), signed(node), weight.abs()
+        size = inputs.abs() if both else inputs
+        sizes = node(size, weight=magnitude, bias=False if bias is None else bias.abs())
+        stabilizer = representable(2 * self.stabilizer / (2 + gamma), sizes.dtype)
+        each = over(carried, sizes.mul_(part).add_(output.abs().add_(stabilizer)), self.stabilizer)
+        (first,), (second,) = node.vjp(output.sign().mul_(each)), node.vjp(each, weight=magnitude)
+        if both:
+            return (first.mul_(inputs).addcmul_(size, second, value=part),)
+        return (first.add_(second, alpha=part).mul_(inputs),)
+
+    def _of_sum(self, node: Node, carried: Tensor) -> Given:
         shares, gamma = shares_of(node), self.gamma
         up = shares.total > 0
         weighed = shares.total + gamma * torch.where(up, shares.positive, shares.negative)
         each = divided(carried, weighed, self.stabilizer)
-        weight = node.weight
-        if weight is not None and bool(node.inputs[0].amin() >= 0) and not bool((each.ne(0) & ~up).any()):
-            return times(node.inputs, node.vjp(each, weight=weight + gamma * weight.clamp(min=0)))
         more = (1 + gamma) * each
         return shares.back(torch.where(up, more, each), torch.where(up, each, more))
 
@@ -86,6 +127,8 @@ class AlphaBeta(Rule):
     beta: float = 1.0
     stabilizer: float = 1e-6
     bias: bool = True
+
+    multiple_of = "inputs"
 
     def __post_init__(self) -> None:
         at_least_zero(self, "alpha", "beta", "stabilizer")
@@ -118,11 +161,24 @@ class ZPlus(Rule):
     stabilizer: float = 1e-6
     bias: bool = True
 
+    multiple_of = "inputs"
+
     def __post_init__(self) -> None:
         at_least_zero(self, "stabilizer")
 
+    def needs_at(self, node: Node) -> str:
+        """The output only where there may be one without a positive contribution."""
+        return "i" if self.bias and node.rectified and node.kind == "weighted" and all(node.nonnegative) else "io"
+
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op."""
+        if node.weight is not None:
+            # A positive output has a positive contribution.
+            sure = node.rectified and (self.bias or node.bias is None)
+            if sure or not signed(node):
+                given = positive_shares(node, carried, 0.0, self.stabilizer, bias=self.bias, sure=sure)
+                if given is not None:
+                    return given
         shares = shares_of(node, bias=self.bias)
         up = shares.over_positive(carried, self.stabilizer)
         if shares.pulled_up:
@@ -148,6 +204,8 @@ class SameSign(Rule):
 
     stabilizer: float = 1e-6
     bias: bool = False
+
+    multiple_of = "inputs"
 
     def __post_init__(self) -> None:
         at_least_zero(self, "stabilizer")
@@ -232,16 +290,24 @@ class ZBox(Rule):
                 object.__setattr__(self, name, torch.as_tensor(bound))
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
-        """Two further passes through the op, and three gradients."""
+        """Two further passes through the op, of one row where all have the same bounds, and two gradients."""
         weight, (inputs,) = _weight(self, node), node.inputs
-        terms = (
-            (inputs, weight),
-            (-self._bound("low", inputs), weight.clamp(min=0)),
-            (-self._bound("high", inputs), weight.clamp(max=0)),
-        )
-        total = torch.stack([node(value, weight=part, bias=False) for value, part in terms]).sum(dim=0)
-        each = divided(carried, total, self.stabilizer)
-        return (torch.stack([value * node.vjp(each, weight=part)[0] for value, part in terms]).sum(dim=0),)
+        low, high = (self._bound(name, inputs) for name in ("low", "high"))
+        # Bounds that all rows share need one; the bias is in both of what is compared.
+        rows = 1 if node.op == "convolution" and low.stride(0) == high.stride(0) == 0 else len(inputs)
+        ends = [torch.empty_like(inputs[:rows]).copy_(bound[:rows]) for bound in (low, high)]
+        parts = [weight.clamp(min=0), weight.clamp(max=0)]
+        if node.op == "convolution" and not node.arguments[6] and node.arguments[8] == 1:
+            # Both at once, as channels of one input.
+            both, by = torch.cat(ends, 1), torch.cat(parts, 1)
+            total = node.output - node(both, weight=by)
+            (slopes,) = node.vjp(divided(carried, total, self.stabilizer), torch.cat([inputs, inputs], 1), weight=by)
+            above, below = slopes.chunk(2, 1)
+        else:
+            total = node.output - node(ends[0], weight=parts[0]).add_(node(ends[1], weight=parts[1], bias=False))
+            each = divided(carried, total, self.stabilizer)
+            (above,), (below,) = (node.vjp(each, weight=part) for part in parts)
+        return (((inputs - low) * above).addcmul_(inputs - high, below),)
 
     def _bound(self, name: str, inputs: Tensor) -> Tensor:
         given = getattr(self, name)

@@ -17,21 +17,11 @@ class Pass(Rule):
     """Hands relevance on as it is: for ops of one input that act on each element alone, such as activations."""
 
     needs: ClassVar[str] = ""
+    multiple_of = "carried"
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """Nothing to compute."""
         return (carried,)
-
-
-@dataclass(frozen=True)
-class Winner(Rule):
-    """Hands relevance to the input that won, as the gradient does: for maxima."""
-
-    needs: ClassVar[str] = ""
-
-    def __call__(self, node: Node, carried: Tensor) -> Given:
-        """One gradient."""
-        return node.vjp(carried)
 
 
 @dataclass(frozen=True)
@@ -41,6 +31,8 @@ class Taylor(Rule):
     Achtibat et al., 2024: x_i (R_i - softmax_i times the sum of R). What the expansion leaves over is not handed on, so
     that relevance is not conserved; the ledger says how much.
     """
+
+    multiple_of = "inputs"
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One gradient."""
@@ -54,6 +46,7 @@ class Hold(Rule):
     """Takes the op as a constant: its inputs get nothing."""
 
     needs: ClassVar[str] = ""
+    multiple_of = "inputs"
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """Nothing to compute."""
@@ -73,6 +66,8 @@ class Normalised(Rule):
 
     stabilizer: float = 1e-6
     bias: bool = True
+
+    multiple_of = "inputs"
 
     def __post_init__(self) -> None:
         at_least_zero(self, "stabilizer")
@@ -105,6 +100,8 @@ class Uniform(Rule):
 
     constants: tuple[str, ...] = ()
     stabilizer: float = 1e-6
+
+    multiple_of = "inputs"
 
     def __post_init__(self) -> None:
         at_least_zero(self, "stabilizer")

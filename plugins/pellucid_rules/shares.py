@@ -53,6 +53,63 @@ def times(inputs: Sequence[Tensor], slopes: Sequence[Tensor]) -> tuple[Tensor, .
     return tuple(value * slope for value, slope in zip(inputs, slopes, strict=True))
 
 
+def signed(node: Node) -> bool:
+    """Whether a node's first input has negative values."""
+    return not node.nonnegative[0] and bool(node.inputs[0].amin() < 0)
+
+
+def over(carried: Tensor, total: Tensor, stabilizer: float) -> Tensor:
+    """`carried / total` in the memory of `total`, which has its stabilizer; without one, zero where it is zero."""
+    return torch.div(carried, total, out=total) if stabilizer else divided(carried, total, 0.0)
+
+
+def biased(node: Node, inputs: Tensor, weight: Tensor, bias: Tensor | None, stabilizer: float) -> Tensor:
+    """A weighted op with other parameters, plus a stabilizer, which costs nothing where it can be part of a bias."""
+    if bias is None:
+        total = node(inputs, weight=weight, bias=False)
+        return total.add_(representable(stabilizer, total.dtype)) if stabilizer else total
+    return node(inputs, weight=weight, bias=bias + representable(stabilizer, bias.dtype) if stabilizer else bias)
+
+
+def positive_shares(
+    node: Node, carried: Tensor, low: float, stabilizer: float, *, bias: bool = True, sure: bool = True
+) -> tuple[Tensor] | None:
+    """Shares in a weighted op's output where negative contributions weigh `low` and all others 1.
+
+    The denominators are sums of what the outputs are, if positive, and of positive contributions: nothing cancels.
+
+    Args:
+        node: the op.
+        carried: what its output carries.
+        low: the weight of negative contributions, from 0 to 1; the bias counts by its own sign.
+        stabilizer: in units of the outputs.
+        bias: whether a bias counts as a contribution.
+        sure: whether all outputs that carry anything are positive; else the inputs have to be nowhere negative, `low`
+            is zero, and there may be outputs without a positive contribution: then None is returned if one carries.
+    """
+    (inputs,), weight, added = node.inputs, node.weight, node.bias if bias else None
+    assert weight is not None
+    if not sure or not signed(node):
+        weight = torch.nn.functional.leaky_relu(weight, low)
+        added = None if added is None else torch.nn.functional.leaky_relu(added, low)
+        total = biased(node, inputs, weight, added, stabilizer)
+        least = representable(stabilizer, total.dtype)
+        if low:
+            total.clamp_(min=least)  # where nothing is carried
+        if not sure and not bool(total.amin() > least) and bool(((total <= least) & (carried != 0)).any()):
+            return None
+        (slopes,) = node.vjp(over(carried, total, stabilizer), weight=weight)
+        return (slopes.mul_(inputs),)
+    # Twice what was said, over 1 + low: z and |z| are sums of contributions and of their magnitudes.
+    part = (1 - low) / (1 + low)
+    size, magnitude = inputs.abs(), weight.abs().mul_(part)
+    total = biased(node, size, magnitude, None if added is None else added.abs().mul_(part), stabilizer * (1 + part))
+    total.add_(node.output).clamp_(min=stabilizer)
+    each = over(carried, total, stabilizer)
+    (first,), (second,) = node.vjp(each), node.vjp(each, weight=magnitude)
+    return (first.mul_(inputs).addcmul_(size, second),)
+
+
 class Shares(ABC):
     """The contributions z_ij to the outputs z_j of a linear op: their sums by sign, and shares of them handed back.
 
@@ -267,10 +324,10 @@ def shares_of(node: Node, *, bias: bool = True) -> Shares:
         ParameterError: for another kind.
     """
     if node.weight is not None:
-        signed = bool(node.inputs[0].amin() < 0)
-        if signed and node.weight[0].numel() > _FEW:
+        both = signed(node)
+        if both and node.weight[0].numel() > _FEW:
             return _ByMagnitude(node, node.weight, bias=bias)
-        return _BySign(node, node.weight, bias=bias, signed=signed)
+        return _BySign(node, node.weight, bias=bias, signed=both)
     if node.kind == "sum":
         return _Summed(node, bias=bias)
     raise ParameterError(

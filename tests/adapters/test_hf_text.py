@@ -335,15 +335,50 @@ def test_bad_options_are_refused(options, message):
         adapt(model, **options)
 
 
-def test_a_model_whose_decoder_embeds_the_text_too_is_refused():
-    config = transformers.T5Config(
-        vocab_size=len(WORDS), d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, eos_token_id=3, pad_token_id=0
-    )
-    config.decoder_start_token_id = 0
-    adapter = adapt(transformers.T5ForSequenceClassification(config).eval(), tokenizer=word_pieces())
+def t5(**options):
+    torch.manual_seed(4)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2, "vocab_size": len(WORDS)}
+    return transformers.T5Config(**sizes, eos_token_id=3, pad_token_id=0, decoder_start_token_id=0, **options)
+
+
+@pytest.mark.parametrize("kind", ["T5ForSequenceClassification", "BartForSequenceClassification"])
+def test_a_model_whose_decoder_embeds_the_text_too_is_refused(kind):
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": len(WORDS), "eos_token_id": 3}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    config = t5() if kind[:2] == "T5" else transformers.BartConfig(**sizes, pad_token_id=0, bos_token_id=2)
+    adapter = adapt(getattr(transformers, kind)(config).eval(), tokenizer=word_pieces())
     ids = torch.tensor([[5, 6, 3]])
-    with pytest.raises(ModelError, match="calls its embedding layer 0 times"):
+    with pytest.raises(ModelError, match=r"calls its embedding layer 2 times.*explain a classifier on its encoder"):
         explain(adapter, {"input_ids": ids}, "saliency")
+
+
+class OnEncoder(transformers.T5EncoderModel):
+    """A classifier on the encoder of a T5: its embedding layer is another object than the one that it names."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = torch.nn.Linear(config.d_model, 3)
+
+    def forward(self, input_ids=None, attention_mask=None, **given):
+        hidden = super().forward(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
+        read = torch.ones(hidden.shape[:2]) if attention_mask is None else attention_mask
+        return self.head((hidden * read.to(hidden)[..., None]).sum(1) / read.to(hidden).sum(1, keepdim=True))
+
+
+def test_a_classifier_on_the_encoder_of_such_a_model_is_explained_by_gradients_and_by_rules():
+    model, tokenizer = OnEncoder(t5(dropout_rate=0.0)).double().eval(), word_pieces()
+    assert model.get_input_embeddings() is not model.encoder.embed_tokens
+    adapter = adapt(model, tokenizer=tokenizer)
+    ids, layer = ids_of(tokenizer, TEXTS[0]), model.get_input_embeddings()
+    leaf = layer(ids).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(model(inputs_embeds=leaf)[:, 1].sum(), leaf)
+    found = explain(adapter, [TEXTS[0]], "input_x_gradient", target=1).values
+    torch.testing.assert_close(found, (leaf * slope).sum(2).detach(), rtol=1e-5, atol=1e-7)  # its norms are in float32
+    for technique in ("deep_taylor", create("lrp", attention="constant"), create("deeplift", baselines="pad")):
+        together, alone = (explain(adapter, texts, technique, target=1) for texts in (TEXTS[:2], TEXTS[:1]))
+        words = len(together.tokens[0])
+        torch.testing.assert_close(together.values[0, :words], alone.values[0], rtol=1e-5, atol=1e-7)
+        assert alone.checks.passed, (technique, alone.checks)
 
 
 def test_a_reference_to_neither_is_refused(tmp_path):

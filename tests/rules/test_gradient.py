@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
+import pellucid
 from pellucid import Contrast, Leaves, Mean, Unit
 
 
@@ -34,17 +35,35 @@ def near(one: torch.Tensor, two: torch.Tensor, tolerance: float = 1e-10) -> bool
 
 
 @pytest.mark.parametrize(
-    "name", ["squeezenet1_1", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_32", "swin_t"]
+    "name",
+    ["squeezenet1_0", "squeezenet1_1", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "vit_b_32", "swin_t"],
 )
 def test_equals_autograd_on_architectures(name, look, plain, rewritten, images):
     model, x = architecture(name), images(1)
-    expected = gradient(model, x, lambda y: y[:, 3])
+    target = int(model(x).argmax())
+    expected = gradient(model, x, lambda y: y[:, target])
     for rules in (plain, rewritten):
-        seen = look(model, x, rules, target=3)
+        seen = look(model, x, rules, target=target)
         assert float(expected.abs().max()) > 0
         # torch's own derivative of hardswish has a constant in single precision.
         assert near(seen.gradients["input"], expected, 1e-7 if "mobilenet" in name else 1e-10), rules.name
         assert seen.ledger.unruled == {}
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "squeezenet1_1"])
+def test_a_class_that_the_last_relu_kills_gets_nothing_and_nothing_undefined(name, look, plain, rewritten, images):
+    model, x = architecture(name), images(1)
+    (dead,) = torch.where(model(x)[0] == 0)
+    assert len(dead)
+    for rules in (plain, rewritten):
+        found = look(model, x, rules, target=int(dead[0])).gradients["input"]
+        assert torch.equal(found, torch.zeros_like(x)), rules.name
+        assert torch.equal(found, gradient(model, x, lambda y: y[:, dead[0]])), rules.name
+    for technique in ("lrp", "guided_backprop", "deeplift"):
+        result = pellucid.explain(model, x, technique, target=int(dead[0]), progress=False)
+        assert result.values.isfinite().all(), technique
+        if technique != "deeplift":  # at its baseline the class may live
+            assert not result.values.any(), technique
 
 
 class Attends(nn.Module):

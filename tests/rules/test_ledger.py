@@ -177,3 +177,11 @@ def test_a_technique_may_take_a_rule_set_as_its_parameter():
     assert result.meta.passes == {"forward": 1, "backward": 1}
     with pytest.raises(ParameterError, match="rules"):
         ByRules("shares")
+
+
+def test_factors_and_other_weights_are_no_business_of_rules(look):
+    model = Small().double()
+    with pytest.raises(ProtocolError, match=r"factors by rules.*a look of their own"):
+        look(model, X, SHARES, target=0, factors=["*"])
+    with pytest.raises(ProtocolError, match=r"other weights together with rules.*load the weights into the model"):
+        look(model, X, SHARES, target=0, weights=model.state_dict())

@@ -26,6 +26,8 @@ from pellucid.errors import InputError, ModelError, PellucidError
 from pellucid.protocol.explainer import Explainer, Passes
 from pellucid.protocol.look import Look
 from pellucid.protocol.sample import Sample
+from pellucid.protocol.target import Target
+from pellucid.protocol.target_detected import PARTS, Detected
 from pellucid.registry import Technique, registry
 
 PACKAGES = ("pellucid", "torch", "torchvision", "numpy", "scikit-learn", "pluggy", "pydantic", "matplotlib")
@@ -82,7 +84,8 @@ def examine(
     adapter = load_model(reference, trust=trust)
     one = _input(adapter, shape, text)
     try:
-        outputs, inputs = _raw(adapter, one)
+        raw, inputs = _raw(adapter, one)
+        output, target = _scored(adapter, raw)
     except PellucidError as error:
         given = repr(one[0]) if isinstance(one, list) else tuple(one.shape[1:])
         hint = "; say with --shape what one input looks like, such as 3,64,64" if shape is None and text is None else ""
@@ -95,7 +98,7 @@ def examine(
         "class": type(adapter.module).__name__,
         "parameters": f"{parameters:,}",
         "input": " x ".join(map(str, inputs.shape[1:])),
-        "output": " x ".join(map(str, outputs.shape[1:])),
+        "output": output,
         "classes": f"{len(adapter.categories)} named" if adapter.categories else "not named",
         "offers": sorted(adapter.offers),
         "mode": "train" if any(part.training for part in adapter.module.modules()) else "eval",
@@ -105,8 +108,8 @@ def examine(
         "auto": auto,
         "auto_problem": problem,
         "batch_size": sizes,
-        "seconds": {name: _seconds(adapter, one, name, size) for name, size in sizes.items()},
-        "techniques": [_trial(adapter, one, record) for record in registry().records.values()],
+        "seconds": {name: _seconds(adapter, one, name, size, target) for name, size in sizes.items()},
+        "techniques": [_trial(adapter, one, record, target) for record in registry().records.values()],
     }
 
 
@@ -127,13 +130,23 @@ def _repeated(one: Any, rows: int) -> Any:
     return one * rows if isinstance(one, list) else one.expand(rows, *one.shape[1:])
 
 
-def _raw(adapter: Adapter, one: Any) -> tuple[Tensor, Tensor]:
-    """The model's scores at one input, and the numbers that this is to the model."""
+def _raw(adapter: Adapter, one: Any) -> tuple[Any, Tensor]:
+    """What the model returns at one input, and the numbers that this is to the model."""
     with guarded(adapter.module, 0), torch.no_grad():
         engine = Engine(adapter)
         sample, _ = make_sample(engine, one, None, 0)
         args, kwargs = sample.frame.build(sample.inputs, sample.frame.extras)
-        return adapter.logits(adapter.module(*args, **kwargs)), sample.inputs
+        return adapter.module(*args, **kwargs), sample.inputs
+
+
+def _scored(adapter: Adapter, raw: Any) -> tuple[str, Target | None]:
+    """What the model gives, in words, and the target of the trials: the predicted class, or any detected object."""
+    try:
+        return " x ".join(map(str, adapter.logits(raw).shape[1:])), None
+    except ModelError:
+        if not isinstance(raw, list) or not all(isinstance(one, dict) and one.keys() >= set(PARTS) for one in raw):
+            raise
+    return "detections", Detected(1, (0.0, 0.0, 1e6, 1e6), required=False)
 
 
 def _layers(adapter: Adapter, one: Any) -> tuple[list[dict[str, Any]], str | None, str, int]:
@@ -144,7 +157,7 @@ def _layers(adapter: Adapter, one: Any) -> tuple[list[dict[str, Any]], str | Non
         engine = Engine(adapter)
         sample, _ = make_sample(engine, one, None, 0)
         trace = engine.trace(sample.frame, sample.inputs, sample.frame.extras)
-    auto = None if isinstance(trace.auto, str) else trace.auto.layer.name
+    auto = adapter.layer or (None if isinstance(trace.auto, str) else trace.auto.layer.name)
     layers = [
         {
             "name": name,
@@ -171,13 +184,13 @@ def _batch_sizes(adapter: Adapter, one: Tensor, held: int) -> dict[str, int]:
     }
 
 
-def _seconds(adapter: Adapter, one: Any, name: str, size: int) -> float:
+def _seconds(adapter: Adapter, one: Any, name: str, size: int, target: Target | None) -> float:
     """The seconds that an example takes in a full batch, the best of three after one to warm up."""
     rows = _repeated(one, size)
     best = float("inf")
     for round_ in range(4):
         started = time.perf_counter()
-        Run(adapter, {name: _Looks(name == "gradient")}, rows, target=_first_score, batch_size=size).start()
+        Run(adapter, {name: _Looks(name == "gradient")}, rows, target=target or _first_score, batch_size=size).start()
         if round_:
             best = min(best, (time.perf_counter() - started) / size)
     return best
@@ -190,7 +203,7 @@ def _first_score(raw: Any) -> Tensor:
     return tensor.flatten(1)[:, 0]
 
 
-def _trial(adapter: Adapter, one: Any, record: Technique) -> dict[str, Any]:
+def _trial(adapter: Adapter, one: Any, record: Technique, target: Target | None) -> dict[str, Any]:
     """Whether a technique works on the model, as a few rows of it tell; projectors need no model."""
     told: dict[str, Any] = {"name": record.name, "kind": record.kind, "works": True, "why": ""}
     try:
@@ -198,9 +211,10 @@ def _trial(adapter: Adapter, one: Any, record: Technique) -> dict[str, Any]:
         check_suits(adapter, technique)
         if record.kind == "explainer":
             # Two examples, for techniques that take the others as references.
-            explain(adapter, _repeated(one, 2), technique, progress=_enough)
+            explain(adapter, _repeated(one, 2), technique, target, progress=_enough)
         elif record.kind == "evaluator":
-            evaluate(adapter, one, explain(adapter, one, "random"), technique, controls=False, progress=_enough)
+            given = explain(adapter, one, "random", target)
+            evaluate(adapter, one, given, technique, target, controls=False, progress=_enough)
     except _Enough:
         pass  # it got through the model often enough: that is what the trial is for
     except PellucidError as error:

@@ -76,9 +76,12 @@ def _scores(adapter: Adapter, module: nn.Module, run: Callable[[], Any]) -> Tens
     """What a model and its copy are compared by: its scores, or what a detector makes its detections of.
 
     The detections themselves cannot be compared one by one, since rounding may change their order and number.
+
+    Raises:
+        ModelError: when there are no scores, and no layer is known that detections are made of.
     """
     kept: list[Tensor | None] = []
-    place = dict(module.named_modules()).get(adapter.layer or "")
+    place = dict[str | None, nn.Module](module.named_modules()).get(adapter.layer)
     handle = place and place.register_forward_hook(lambda _, __, output: kept.append(first_tensor(output)))
     try:
         with torch.no_grad():
@@ -88,10 +91,13 @@ def _scores(adapter: Adapter, module: nn.Module, run: Callable[[], Any]) -> Tens
             handle.remove()
     try:
         return adapter.logits(raw)
-    except ModelError:
-        if not kept or kept[0] is None:
-            raise
-        return kept[0]
+    except ModelError as error:
+        if kept and kept[0] is not None:
+            return kept[0]
+        raise ModelError(
+            f"optimize=True compares the rewritten copy with the model by its scores, and {error} Or name a layer to "
+            "compare by with adapt(model, layer=...), or adapt the model without optimize"
+        ) from error
 
 
 def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: frozenset[str]) -> Optimised:

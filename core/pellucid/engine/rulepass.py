@@ -24,8 +24,10 @@ from pellucid.rules.capture import capture, own_backwards, quiet
 from pellucid.rules.captured import Captured
 from pellucid.rules.graph import Graph, replay
 from pellucid.rules.ledger import Ledger
-from pellucid.rules.program import Program, Values, content
+from pellucid.rules.meter import content_of
+from pellucid.rules.program import Program, SignsUnknown
 from pellucid.rules.rule import RuleSet
+from pellucid.rules.step import Values
 
 MOST_GRAPHS = 16
 """How many captured models are kept with an adapter: lists of operations, without values."""
@@ -55,8 +57,15 @@ def rule_pass(engine: Engine, frame: Frame, segment: Segment, places: Sequence[P
         Unsuitable: when the model cannot be captured.
     """
     engine.lent = None
-    with engine.weights_last(), torch.no_grad():
+
+    def once() -> Taken:
         return engine.somehow(lambda: _RulePass(engine, frame, segment, tuple(places), rules).run())
+
+    with engine.weights_last(), torch.no_grad():
+        try:
+            return once()
+        except SignsUnknown:
+            return once()
 
 
 class _RulePass:
@@ -275,7 +284,7 @@ class _Sweeps:
             for slot, tensor in carried.items():
                 here, there = self.values[slot], None if self.there is None else self.there[slot]
                 here, there = (here, there) if kept is None else kept[slot]
-                total += _by_row(content(tensor, here, there), self.rows)
+                total += _by_row(content_of(tensor, here, there), self.rows)
         return total
 
 

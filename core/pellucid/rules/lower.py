@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from pellucid.rules.graph import Graph, Op, Slot, replay, slots_in
 from pellucid.rules.node import Node, Site
 from pellucid.rules.record import Recorder
 from pellucid.rules.rule import RuleSet
+from pellucid.rules.signs import nonnegative
 
 EXACT = frozenset({"sum", "weighted"})
 """The kinds that the vector-Jacobian product is the rule for where a gradient is carried and nothing else is said."""
@@ -50,6 +52,9 @@ def sites_of(graph: Graph, leaves: int) -> list[Site]:
         site.name = f"{site.layer}/{site.op}:{number}"
         site.sources = tuple(made_by.get(slot) for slot in site.slots)
         made_by.update(dict.fromkeys(site.made.out, site))
+    positive = nonnegative(sites)
+    for site in sites:
+        site.nonnegative = tuple(slot in positive for slot in site.slots)
     return sites
 
 
@@ -124,6 +129,7 @@ def lowered(
     by_op = {id(site.made): site for site in sites}
     recorder = Recorder(inputs, cuts=True)
     values: dict[int, Any] = {}
+    made_of: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(op: Op, args: Any, kwargs: Any) -> Any:
         recorder.layer = op.layer
@@ -131,7 +137,9 @@ def lowered(
             if id(op) in norms:
                 return (args[0], None, None)[: len(op.out)] if not op.single else args[0]
             if id(op) in statistics:
-                args = _folded(args, statistics[id(op)], values)
+                # Parameters that are computed, such as normalised ones, are known only now.
+                known = made_of or _scales([(op, statistics[id(op)])], values)
+                args = _folded(args, *known[id(op)])
             if id(op) in expand:
                 made = EXPANSIONS[by_op[id(op)].op](*args, **kwargs)
                 if made is not NotImplemented:
@@ -139,6 +147,8 @@ def lowered(
             return _reshaping(op.target)(*args, **kwargs)
 
     with recorder:
+        if all(slot in graph.constants for fold in folds for slot in _parameters(*fold) if slot is not None):
+            made_of.update(_scales(folds, graph.constants))
         outputs = replay(graph, inputs, run, values)
     made = recorder.finish(outputs)
     made.seconds = graph.seconds + time.perf_counter() - started
@@ -162,30 +172,58 @@ def _folds(graph: Graph, sites: Sequence[Site]) -> tuple[tuple[int, int], ...]:
             continue
         slot = site.slots[0]
         source = made_by.get(slot)
-        if source is not None and sites[source].kind == "weighted" and uses[slot] == 1:
+        if source is None or sites[source].kind != "weighted" or uses[slot] != 1:
+            continue
+        if sites[source].op == "convolution" or len(sites[source].operand_shapes[0]) == 1:  # one bias for all rows
             folds.append((source, number))
     return tuple(folds)
 
 
-def _folded(args: Sequence[Any], norm: Op, values: Any) -> list[Any]:
+def _parameters(op: Op, norm: Op) -> list[int | None]:
+    """The slots of a BatchNorm's factor, shift, mean and variance, and of the bias of what it is folded into."""
+    own = op.args[2] if len(op.args) > 3 else op.args[0]  # of a convolution, or of a matrix product
+    return [one.index if isinstance(one, Slot) else None for one in (*norm.args[1:5], own)]
+
+
+def _scales(folds: Sequence[tuple[Op, Op]], values: Mapping[int, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The factor and the bias that each BatchNorm folds into its operation, by that operation's identity.
+
+    Those of one kind are computed together, since each is too small to be worth an operation of its own in every pass.
+    """
+    alike: dict[Any, list[tuple[Op, list[Tensor | None]]]] = {}
+    for op, norm in folds:
+        parts = [None if slot is None else values[slot] for slot in _parameters(op, norm)]
+        forms = tuple(None if part is None else (part.dtype, part.device) for part in parts)
+        alike.setdefault((norm.args[-1], forms), []).append((op, parts))
+    found = {}
+    for (eps, _), group in alike.items():
+        columns = zip(*(parts for _, parts in group), strict=True)
+        gamma, beta, mean, var, own = (None if one[0] is None else torch.cat(one) for one in columns)
+        assert mean is not None  # in eval mode there are statistics
+        assert var is not None
+        scale = torch.rsqrt(var + eps)
+        scale = scale if gamma is None else scale * gamma
+        shifted = (-mean if own is None else own - mean) * scale
+        shifted = shifted if beta is None else shifted + beta
+        sizes = [math.prod(parts[2].shape) for _, parts in group if parts[2] is not None]
+        pieces = zip(torch.split(scale, sizes), torch.split(shifted, sizes), strict=True)
+        found.update({id(op): piece for (op, _), piece in zip(group, pieces, strict=True)})
+    return found
+
+
+def _folded(args: Sequence[Any], scale: Tensor, bias: Tensor) -> list[Any]:
     """The arguments of a convolution or linear function with a BatchNorm folded in."""
-    gamma, beta, mean, var = (values[one.index] if isinstance(one, Slot) else one for one in norm.args[1:5])
-    scale = torch.rsqrt(var + norm.args[-1])
-    scale = scale if gamma is None else scale * gamma
     made = list(args)
     if len(made) > 3:  # a convolution: input, weight, bias, ...
-        transposed = made[6]
-        weight, bias = made[1], made[2]
+        transposed, weight = made[6], made[1]
         if transposed:
             groups = made[8]
             wide = scale.reshape(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(weight.shape[0], -1)
             made[1] = weight * wide.reshape(*wide.shape, *(1,) * (weight.dim() - 2))
         else:
             made[1] = weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
+        made[2] = bias
     else:
-        bias, weight = made[0], made[2]
-        made[2] = weight * scale
-    shifted = -mean if bias is None else bias - mean
-    bias = shifted * scale if beta is None else shifted * scale + beta
-    made[2 if len(made) > 3 else 0] = bias
+        made[2] = made[2] * scale
+        made[0] = bias
     return made

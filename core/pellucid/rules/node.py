@@ -38,6 +38,7 @@ class Site:
         out: the slots of the results that carry something back; the first is the result that a rule sees.
         result_shapes: the shapes of all results.
         primary: whether only the first of several results counts.
+        nonnegative: which active operands are known to be nowhere negative.
     """
 
     def __init__(self, made: Op, active: frozenset[int], depends: frozenset[int], shapes: Any, dtypes: Any) -> None:
@@ -64,6 +65,7 @@ class Site:
         self.step: Any = None
         self.out: tuple[int, ...] = ()
         self.primary = False
+        self.nonnegative: tuple[bool, ...] = (False,) * len(self.slots)
         self.kwargs = made.kwargs
         self._tensors_in_kwargs = any(True for _ in slots_in(made.kwargs))
 
@@ -103,7 +105,10 @@ class Node:
     parameters, and are no business of a rule's, apart from the `weight` and `bias` of a weighted node.
     """
 
-    __slots__ = ("_args", "_out", "_reference_args", "_reference_out", "site")
+    __slots__ = ("_args", "_out", "_reference_args", "_reference_out", "rectified", "site")
+
+    rectified: bool
+    """Whether its output is known to carry relevance only where it is positive, as in front of a ReLU."""
 
     def __init__(
         self,
@@ -112,8 +117,11 @@ class Node:
         out: Any = None,
         reference_args: Arguments | None = None,
         reference_out: Any = None,
+        *,
+        rectified: bool = False,
     ) -> None:
         self.site = site
+        self.rectified = rectified
         self._args = args
         self._out = out
         self._reference_args = reference_args
@@ -193,6 +201,11 @@ class Node:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """The shapes of the active operands."""
         return tuple(self.site.shapes)
+
+    @property
+    def nonnegative(self) -> tuple[bool, ...]:
+        """Which of the active operands are known to be nowhere negative, by the operations that they come from."""
+        return self.site.nonnegative
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,79 +12,28 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import ProtocolError
-from pellucid.rules.expansions import lowest_of, maximum_of, shifted_by
-from pellucid.rules.graph import Graph, Slot, slots_in
+from pellucid.rules.graph import Graph, slots_in
 from pellucid.rules.ledger import Entry
 from pellucid.rules.lower import EXACT
-from pellucid.rules.node import Arguments, Node, Site
-from pellucid.rules.rule import Rule, RuleSet
+from pellucid.rules.meter import Meter
+from pellucid.rules.node import Node, Site
+from pellucid.rules.rule import Gradient, RuleSet
+from pellucid.rules.signs import nonnegative, rectified
+from pellucid.rules.step import Step, Values, run_both
 
-Values = list[Any]
+FRESH = frozenset({"convolution", "addmm", "mm", "bmm", "add", "batch_norm"})
+"""Operations whose results share no memory with anything."""
 
-REARRANGE = frozenset({"view", "permute", "transpose", "t", "clone", "squeeze", "unsqueeze", "alias", "contiguous"})
-"""Operations that hand on all that they take, number by number."""
+LARGE = 2**14
+"""From how many numbers on a product of constants, such as a folded weight, is made again rather than kept: it takes a
+fraction of the time that new memory for all of them would take."""
+
+IN_PLACE = {"relu": torch.ops.aten.relu_.default, "hardtanh": torch.ops.aten.hardtanh_.default}
+"""What runs in place of operations whose operand nothing else needs: on a CPU new memory costs more than they do."""
 
 
-class Step:
-    """An operation, ready to run: its arguments are filled from a list of values."""
-
-    def __init__(self, site: Site) -> None:
-        op = site.made
-        aten = torch.ops.aten
-        self.site = site
-        self.target = aten.reshape.default if op.target in (aten.view.default, aten._unsafe_view.default) else op.target
-        self.single = op.single
-        self.out = op.out
-        self.template = op.args
-        self.flat = [(index, part.index) for index, part in enumerate(op.args) if isinstance(part, Slot)]
-        self.nested = [
-            (index, [(place, inner.index) for place, inner in enumerate(part) if isinstance(inner, Slot)])
-            for index, part in enumerate(op.args)
-            if isinstance(part, (tuple, list)) and any(isinstance(inner, Slot) for inner in part)
-        ]
-        self.varies = False
-        self.rule: Rule | None = None
-        self.done_with: tuple[int, ...] = ()
-        site.step = self
-
-    def fill(self, values: Values) -> Arguments:
-        """The positional arguments."""
-        args = Arguments(self.template)
-        args.values = values
-        for index, slot in self.flat:
-            args[index] = values[slot]
-        for index, parts in self.nested:
-            inner = list(args[index])
-            for place, slot in parts:
-                inner[place] = values[slot]
-            args[index] = inner
-        return args
-
-    def run(self, values: Values) -> None:
-        """Runs the operation and puts its results where they belong."""
-        args = self.fill(values)
-        self.put(values, self.target(*args, **self.site.kwargs_of(args)))
-
-    def put(self, values: Values, result: Any) -> None:
-        """Puts results where they belong."""
-        if self.single:
-            values[self.out[0]] = result
-        else:
-            for slot, one in zip(self.out, result, strict=True):
-                if slot >= 0:
-                    values[slot] = one
-
-    def node(self, values: Values, there: Values | None) -> Node:
-        """The operation as a rule sees it."""
-        if there is None:
-            return Node(self.site, self.fill(values), self.results(values))
-        return Node(self.site, self.fill(values), self.results(values), self.fill(there), self.results(there))
-
-    def results(self, values: Values) -> Any:
-        """The results that were kept."""
-        if self.single:
-            return values[self.out[0]]
-        return tuple(values[slot] if slot >= 0 else None for slot in self.out)
+class SignsUnknown(Exception):
+    """A rule handed to other nodes' inputs, so that the program now claims nothing of signs: the pass starts anew."""
 
 
 @dataclass(eq=False)
@@ -121,7 +72,26 @@ class Program:
             step.varies = bool(depends.intersection(slots_in((step.site.made.args, step.site.made.kwargs))))
             if step.varies:
                 depends.update(step.out)
+        self._plan_signs()
         self._plan_memory()
+        self._plan_places()
+
+    def _plan_signs(self) -> None:
+        """Finds where nothing is carried but at positive values."""
+        self.claims = self.rules.carries == "relevance"
+        if self.claims:
+            sites = [step.site for step in self.steps]
+            found = rectified(sites, [step.rule for step in self.steps], self.graph.outputs, nonnegative(sites))
+            for step in self.steps:
+                step.rectified = bool(step.site.out) and found.issuperset(step.site.out)
+
+    def give_up_signs(self) -> None:
+        """Takes back what was found of signs, which holds only where each rule hands to its own inputs alone."""
+        self.claims = False
+        for step in self.steps:
+            step.rectified = False
+        self._plan_memory()
+        self._plan_places()
 
     def _plan_memory(self) -> None:
         """Finds when each value is used for the last time."""
@@ -136,6 +106,9 @@ class Program:
                 kept.update(site.slots)
             if "o" in needs:
                 kept.update(step.out)
+            if "s" in needs:
+                kept.update(_behind(site))
+        kept = self._plan_remade(kept)
         last: dict[int, Step] = {}
         for step in self.steps:
             for slot in (*slots_in((step.template, step.site.kwargs)), *step.out):
@@ -147,13 +120,40 @@ class Program:
         for step in self.steps:
             step.done_with = tuple(done.get(id(step), ()))
 
+    def _plan_remade(self, kept: set[int]) -> set[int]:
+        """Finds what is made again on the way back; returns the slots that are kept instead."""
+        made = {
+            step.out[0]: step
+            for step in self.steps
+            if step.site.op == "mul" and not step.varies and math.prod(self.graph.shapes[step.out[0]]) >= LARGE
+        }
+        made = {slot: step for slot, step in made.items() if slot not in self.graph.outputs}
+        operands = {slot for step in made.values() for slot in slots_in((step.template, step.site.kwargs))}
+        made = {slot: step for slot, step in made.items() if slot not in operands}
+        for step in self.steps:
+            step.remade = tuple((slot, made[slot]) for _, slot in step.flat if slot in made) if step.varies else ()
+        remade = {slot for step in self.steps for slot, _ in step.remade}
+        return (kept - remade).union(*(slots_in((made[slot].template, made[slot].site.kwargs)) for slot in remade))
+
+    def _plan_places(self) -> None:
+        """Finds the operations that may run in the memory of their operand, which nothing else sees."""
+        uses = Counter(slot for step in self.steps for slot in slots_in((step.template, step.site.kwargs)))
+        fresh = {step.out[0] for step in self.steps if step.site.op in FRESH}
+        for step in self.steps:
+            if step.site.base in IN_PLACE:
+                slot = step.flat[0][1]
+                alone = slot in fresh and slot in step.done_with and uses[slot] == 1
+                step.target = IN_PLACE[step.site.base] if alone else step.site.target
+
     def _needs(self, step: Step) -> str:
         """Which values are needed on the way back."""
-        if self.content and self.rules.needs_reference:
-            return "io"
         needs = step.site.needs
+        if self.content and self.rules.needs_reference:
+            # So that the ledger knows what each operand got; what is linear in one hands on all that it takes.
+            linear = self._exact(step) or (type(step.rule) is Gradient and step.site.kind in EXACT)
+            needs += "" if linear and len(step.site.slots) == 1 else "i"
         if step.rule is not None:
-            needs += step.rule.needs
+            needs += step.rule.needs_at(Node(step.site, rectified=step.rectified))
         elif not self._exact(step):
             needs += "io"
         return needs
@@ -182,7 +182,7 @@ class Program:
         for slot, tensor in zip(self.graph.inputs, (*reference, *inputs[self.leaves :]), strict=True):
             there[slot] = tensor
         for step in self.steps:
-            _together(step, values, there)
+            run_both(step, values, there)
             for slot in step.done_with:
                 values[slot] = there[slot] = None
         return values, there
@@ -221,7 +221,7 @@ class Program:
         for slot, tensor in starts:
             carried[slot] = carried[slot] + tensor if slot in carried else tensor
         found: dict[int, Tensor] = {}
-        meter = _Meter(self, values, there, carried)
+        meter = Meter(values, there, carried, metered=self.content)
         for step in self._plan(asked):
             site = step.site
             out = site.out
@@ -235,16 +235,23 @@ class Program:
                 arrived = parts if any(part is not None for part in parts) else None
             if arrived is not None:
                 given = self._given(step, arrived, values, there)
-                meter.note(step, given)
+                if self.claims and not all(slot in step.site.slots for slot, _ in given):
+                    self.give_up_signs()
+                    raise SignsUnknown
+                meter.note(step, arrived, given)
                 for slot, one in given:
                     carried[slot] = carried[slot] + one if slot in carried else one
+            for slot, _ in step.remade:
+                values[slot] = None
+                if there is not None:
+                    there[slot] = None
             if free:
                 for slot in out:
                     values[slot] = None
                     if there is not None:
                         there[slot] = None
         found.update({slot: carried[slot] for slot in asked if slot in carried})
-        return Sweep(found, meter.entries())
+        return Sweep(found, meter.entries(self.name_of))
 
     def _given(self, step: Step, arrived: Any, values: Values, there: Values | None) -> list[tuple[int, Tensor]]:
         """What a step hands on, with the slots of those who get it: its active operands, or those of its sources."""
@@ -279,26 +286,14 @@ class Program:
         return "vjp" if self._exact(step) else ""
 
 
-def _together(step: Step, values: Values, there: Values) -> None:
-    """Runs a step at the inputs and at the reference."""
-    name = step.site.base
-    if name not in ("shift", "pad_below"):
-        step.run(values)
-        if step.varies:
-            step.run(there)
-        else:
-            for slot in step.out:
-                there[slot] = values[slot]
-        return
-    (x, how), (y, _) = step.fill(values), step.fill(there)
-    if name == "shift":
-        most = torch.maximum(maximum_of(x, how), maximum_of(y, how))
-        step.put(values, shifted_by(x, most))
-        step.put(there, shifted_by(y, most))
-    else:
-        least = min(lowest_of(x), lowest_of(y))
-        step.put(values, torch.nn.functional.pad(x, how, value=least))
-        step.put(there, torch.nn.functional.pad(y, how, value=least))
+def _behind(site: Site) -> set[int]:
+    """The operands and results of the operations that made an operation's operands, seen through what only moves."""
+    found: set[int] = set()
+    for source in site.sources:
+        if source is not None:
+            found.update((*source.slots, *source.made.out))
+            found.update(_behind(source) if source.kind == "move" else ())
+    return found
 
 
 def _by_share(node: Node, arrived: Any) -> list[Tensor | None]:
@@ -311,55 +306,3 @@ def _by_share(node: Node, arrived: Any) -> list[Tensor | None]:
     ]
     back = node.product(shares if isinstance(arrived, list) else shares[0])
     return [None if one is None else value * one for one, value in zip(back, node.inputs, strict=True)]
-
-
-class _Meter:
-    """Sums what each node takes in and hands on, without waiting for the numbers.
-
-    What is carried is summed once, when it is handed on: what a node takes in is the sum of what it was handed.
-    """
-
-    def __init__(self, program: Program, values: Values, there: Values | None, begun: Mapping[int, Tensor]) -> None:
-        self.program = program
-        self.values = values
-        self.there = there
-        self.steps: list[Step] = []
-        self.sums: list[Any] = []
-        self.totals = {slot: self._content(slot, one) for slot, one in begun.items()} if program.content else {}
-
-    def note(self, step: Step, given: Sequence[tuple[int, Tensor]]) -> None:
-        """Takes a node down."""
-        self.steps.append(step)
-        if not self.program.content:
-            return
-        taken: Any = sum(self.totals.pop(slot) for slot in step.out if slot in self.totals)
-        if step.site.op in REARRANGE and len(given) == 1:
-            handed = [taken]
-        else:
-            handed = [self._content(slot, one) for slot, one in given]
-        for (slot, _), one in zip(given, handed, strict=True):
-            self.totals[slot] = self.totals[slot] + one if slot in self.totals else one
-        self.sums += [taken, sum(handed)]
-
-    def _content(self, slot: int, carried: Tensor) -> Tensor:
-        # A conversion to float64 would take several times as long as the sum, which is in a tree of partial sums.
-        whole = content(carried, self.values[slot], None if self.there is None else self.there[slot])
-        return (whole.float() if whole.dtype in (torch.float16, torch.bfloat16) else whole).sum().double()
-
-    def entries(self) -> list[Entry]:
-        """The rows of the ledger."""
-        like = next((one for one in self.sums if isinstance(one, Tensor)), torch.zeros((), dtype=torch.float64))
-        sums = [one if isinstance(one, Tensor) else torch.full_like(like, one) for one in self.sums]
-        pairs = torch.stack(sums).reshape(-1, 2).tolist() if sums else [[0.0, 0.0]] * len(self.steps)
-        return [
-            Entry(step.site.op, step.site.kind, step.site.layer, self.program.name_of(step), a, b, abs(a - b))
-            for step, (a, b) in zip(self.steps, pairs, strict=True)
-        ]
-
-
-def content(carried: Tensor, value: Tensor, there: Tensor | None) -> Tensor:
-    """What is conserved of what is carried: itself, or multiplier times difference from the reference."""
-    if there is None:
-        return carried
-    # Masked scores are minus infinity in both, which is no difference.
-    return carried * (value - there).masked_fill_(value == there, 0)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -27,8 +27,23 @@ class Rule(ABC):
     """
 
     needs: ClassVar[str] = "io"
-    """Which values the rule reads: "i" the inputs', "o" the outputs', "io" both, "" neither. The fewer, the less
-    memory a pass takes. What the node's own `vjp` needs is always there."""
+    """Which values the rule reads: "i" the inputs', "o" the outputs', "s" those of the nodes that made the inputs
+    (`node.sources`, through moves the ones before), any of them together, "" none. The fewer, the less memory a pass
+    takes. What the node's own `vjp` needs is always there."""
+
+    multiple_of: ClassVar[Literal["", "inputs", "carried"]] = ""
+    """What the parts of relevance are known to be multiples of, number by number: "inputs", each part of its input, so
+    that it vanishes where the input is zero; "carried", of what arrived, for operations on each number alone; "" leaves
+    it open. It lets other rules know where nothing is carried. A subclass that hands on otherwise says it anew."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__call__" in vars(cls) and "multiple_of" not in vars(cls):
+            cls.multiple_of = ""  # what was promised of another's arithmetic
+
+    def needs_at(self, node: Node) -> str:
+        """Which values the rule reads at a node that has none yet: `needs`, unless a rule knows better."""
+        return self.needs
 
     @abstractmethod
     def __call__(self, node: Node, carried: Tensor) -> Given:

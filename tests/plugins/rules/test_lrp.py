@@ -273,9 +273,31 @@ def test_attention_held_constant_conserves_and_is_a_linear_map():
     matrix = torch.einsum("bts,cd->bsd", weights / 3, (model.out.weight @ model.v.weight)[1:2])
     torch.testing.assert_close(found, (x * matrix).detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.sum(), model(x)[0, 1].detach())
-    taylor = lrp(model, x, 1)
-    assert taylor.checks.named("conservation").value > 1e-3  # the softmax's expansion leaves something over
-    assert "softmax" in taylor.checks.named("conservation").note
+
+
+def test_what_the_expansion_of_a_softmax_keeps_is_its_constant_term():
+    """About x the softmax is s = J x + c, and c_j keeps R_j c_j / s_j as a bias does (AttnLRP, proposition 3.1)."""
+    model, x = Attention().requires_grad_(False).eval(), photos(8)[:, 0, :3, :4]
+    result = lrp(model, x, 1, {"weighted": Epsilon(0), "sum": Epsilon(0)}, stabilizer=0.0)
+    q, k, v = model.q(x), model.k(x), model.v(x)
+    logits = q @ k.transpose(1, 2) / 2
+    weights = logits.softmax(-1)
+    mixed, out = weights @ v, model(x)
+    arrived = mixed / 3 * model.out.weight[1]  # by contribution, through the readout and the mean
+    each = weights * ((arrived / mixed) @ v.transpose(1, 2)) / 2
+    jacobian = torch.diag_embed(weights) - weights[..., :, None] * weights[..., None, :]
+    constant = weights - (jacobian @ logits[..., None]).squeeze(-1)
+    kept = float((each * constant / weights).sum() / out[0, 1].abs())
+    told = result.checks.named("softmax share")
+    assert told.value == pytest.approx(kept, rel=1e-9)
+    assert abs(kept) > 1e-3
+    assert "softmax" in told.note
+    assert result.checks.named("conservation").value < 1e-12
+    assert result.checks.passed
+    total = float(result.values.sum() / out[0, 1].abs())
+    assert total + kept == pytest.approx(float(out[0, 1].sign()), rel=1e-9)
+    names = [check.name for check in lrp(model, x, 1, attention="constant").checks]
+    assert "softmax share" not in names
 
 
 def test_a_layer_norm_is_linear_with_its_deviation_held():
