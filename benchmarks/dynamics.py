@@ -1,8 +1,6 @@
-"""Maps of training dynamics on digits, scored beside their controls, and what recording costs.
+"""Maps of training dynamics on digits, scored beside their controls (what recording costs: benchmarks.recording).
 
 python -m benchmarks.dynamics            # the table of maps: 11 captures of 300 digits, two recipes
-python -m benchmarks.dynamics overhead IMAGES.npz   # training a CNN on `images` and `labels`; 30 epochs of 10,000
-                                                    # are 5 of MNIST's 60,000
 python -m benchmarks.dynamics size       # 20 captures x 10,000 points x 128 features by the default map
 """
 
@@ -104,8 +102,9 @@ def table() -> list[dict[str, object]]:
             name: pellucid.Projection(one.values, labels=states.labels, times=states.steps)
             for name, one in maps.items()
         }
+        labelled["the states"] = pellucid.Projection(states.values, labels=states.labels, times=states.steps)
         scores = pellucid.evaluate(None, states, labelled, METRICS)
-        for name in [*maps, "random_projection"]:
+        for name in [*labelled, "random_projection"]:
             found = {
                 row.metric: round(float(values.nanmean()), 3)
                 for row, values in zip(scores.rows, scores.values, strict=True)
@@ -114,32 +113,6 @@ def table() -> list[dict[str, object]]:
             rows.append({"name": f"{recipe}: {name}", **found, "seconds": seconds.get(name)})
             print(rows[-1], flush=True)
     return rows
-
-
-def overhead(path: str, epochs: int = 30) -> dict[str, object]:
-    given = np.load(path)
-    x = torch.tensor(given["images"][:, None] / 255, dtype=torch.float32)
-    y = torch.tensor(given["labels"].astype(int))
-    net = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10),
-    )  # fmt: skip
-    optimiser = torch.optim.Adam(net.parameters())
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with pellucid.Recorder(net, x[:300], layers=["7"], path=folder, labels=y[:300]) as recorder:
-            for _ in range(epochs):
-                for rows in torch.randperm(len(x)).split(64):
-                    optimiser.zero_grad()
-                    nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-                    optimiser.step()
-        accuracy = float(load(folder).states().correct[-1].double().mean())
-    whole = time.perf_counter() - began
-    return {
-        "name": "recorder", "steps": recorder.steps, "captures": len(recorder.captured), "accuracy": accuracy,
-        "seconds": round(whole, 2), "recording": round(recorder.seconds, 3),
-        "overhead": round(recorder.seconds / (whole - recorder.seconds), 4),
-    }  # fmt: skip
 
 
 def size() -> dict[str, object]:
@@ -159,6 +132,6 @@ def size() -> dict[str, object]:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     what = sys.argv[1] if len(sys.argv) > 1 else "table"
-    found = table() if what == "table" else [overhead(sys.argv[2])] if what == "overhead" else [size()]
+    found = table() if what == "table" else [size()]
     save("dynamics", merged("dynamics", found))
     print(found, RESULTS)

@@ -1,8 +1,10 @@
 """How well influences foretell retraining: the linear datamodelling score on digits, beside controls.
 
-`python -m benchmarks.influence_quality PATH_TO_MNIST.npz [--recipe adam]`: 2000 training digits, 200 queries, 32 halves
-of the data trained twice each, for one model and for the mean over three. What is added to the curvature is chosen on
-200 other queries. `--unrolled` measures exact differentiation through the training of a small MLP instead.
+`python -m benchmarks.influence_quality PATH_TO_MNIST.npz [--recipe adam] [--kronfluence]`: 2000 training digits, 200
+queries, 32 halves of the data trained twice each, for one model and for the mean over three, plain ("three") and with
+each model's influences on a query scaled to the same norm ("three, scaled"). What is added to the curvature is chosen
+on 200 other queries, for the peer as well. `--seconds` times ours beside kronfluence instead, and `--unrolled` measures
+exact differentiation through the training of a small MLP. `--folder` keeps finished trainings.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,12 +22,15 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 import pellucid
-from benchmarks.measure import merged, save
+from benchmarks.kronfluence_peer import ek_fac
+from benchmarks.measure import merged, ratios, save
 from pellucid import Influence, Trainer
 
 TRAIN, QUERIES, MODELS = 2000, 200, 3
-SHARES = (0.001, 0.01, 0.1, 1.0, 10.0)
+SHARES = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
 """Of the curvature's mean eigenvalue: what is added to it, of which one is chosen."""
+DAMPINGS = (None, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Those that kronfluence chooses from, its own heuristic first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,30 +64,38 @@ def digits(path: str) -> tuple[Tensor, Tensor]:
     return images, torch.tensor(data["labels"]).long()
 
 
-def averaged(found: list[Influence]) -> Influence:
-    return dataclasses.replace(found[0], values=torch.stack([one.values for one in found]).mean(dim=0))
+def averaged(found: list[Influence]) -> dict[str, Influence]:
+    """For one model, and for several the mean, also of values of the same norm for each query of each model."""
+    values = torch.stack([one.values for one in found])
+    if len(found) == 1:
+        return {"one": found[0]}
+    scaled = values / values.norm(dim=2, keepdim=True).clamp_min(1e-30)
+    return {
+        "one": found[0],
+        "three": dataclasses.replace(found[0], values=values.mean(dim=0)),
+        "three, scaled": dataclasses.replace(found[0], values=scaled.mean(dim=0)),
+    }
 
 
 class Setting:
     """Models, queries to choose on and to score on, and the trainings that they are scored by."""
 
-    def __init__(self, path: str, recipe: dict[str, Any]) -> None:
+    def __init__(self, path: str, recipe: dict[str, Any], folder: str | None = None) -> None:
         self.x, self.y = digits(path)
-        self.trainer = Remembering(cnn, self.x[:TRAIN], self.y[:TRAIN], batch_size=50, **recipe)
+        self.trainer = Remembering(cnn, self.x[:TRAIN], self.y[:TRAIN], batch_size=50, folder=folder, **recipe)
         self.models = [self.trainer.model(seed).eval() for seed in range(MODELS)]
         for seed, model in enumerate(self.models):
             model.load_state_dict(self.trainer.weights(seed=seed))
 
-    def queries(self, scored: bool) -> tuple[Tensor, pellucid.Target]:
+    def queries(self, scored: bool) -> tuple[Tensor, pellucid.Loss]:
         start = TRAIN + (QUERIES if scored else 0)
         return self.x[start : start + QUERIES], pellucid.Loss(self.y[start : start + QUERIES])
 
-    def explained(self, name: str, models: Iterable[nn.Module], scored: bool, **options: Any) -> Influence:
-        """The mean over models."""
+    def explained(self, name: str, models: Iterable[nn.Module], scored: bool, **options: Any) -> list[Influence]:
+        """That of each model."""
         q, target = self.queries(scored)
         technique = pellucid.create(name, train=self.trainer.train, **options)
-        found: list[Influence] = [pellucid.explain(model, q, technique, target=target) for model in models]
-        return averaged(found)
+        return [pellucid.explain(model, q, technique, target=target) for model in models]
 
     def scores(self, explanations: dict[str, Influence], scored: bool) -> dict[str, float]:
         q, target = self.queries(scored)
@@ -106,53 +119,85 @@ def ceiling(setting: Setting) -> float:
     return float(np.sqrt(2 * agreed / (1 + agreed)))
 
 
-def chosen(setting: Setting, **options: Any) -> tuple[float, dict[str, float]]:
-    """The damping of influence functions as a share of the mean eigenvalue, by the score on what is not scored."""
-    first = setting.models[:1]
-    tried = {str(share): damped(setting, first, share, False, **options) for share in SHARES}
-    scores = setting.scores(tried, scored=False)
-    return float(max(scores, key=lambda share: scores[share])), scores
-
-
-def damped(setting: Setting, models: list[nn.Module], share: float, scored: bool, **options: Any) -> Influence:
-    """Influence functions, damped by a share of each model's mean eigenvalue; the mean over models."""
+def damped(setting: Setting, models: list[nn.Module], share: float, scored: bool, **options: Any) -> list[Influence]:
+    """Influence functions, damped by a share of each model's mean eigenvalue."""
     found = []
     for model in models:
-        one = setting.explained("influence_functions", [model], scored, **options)
-        if share != 0.1:
-            auto = next(check.value for check in one.checks if check.name == "damping")
-            assert auto is not None
-            one = setting.explained("influence_functions", [model], scored, damping=auto / 0.1 * share, **options)
-        found.append(one)
-    return averaged(found)
+        (one,) = setting.explained("influence_functions", [model], scored, **options)
+        auto = next(check.value for check in one.checks if check.name == "damping")
+        assert auto is not None
+        found += setting.explained("influence_functions", [model], scored, damping=auto / 0.1 * share, **options)
+    return found
 
 
-def digits_setting(path: str, recipe: dict[str, Any], curvatures: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each technique: its score with one model and with three, and what was chosen."""
-    setting = Setting(path, recipe)
-    one, three = setting.models[:1], setting.models
+Row = dict[str, Any]
+
+
+def row_of(setting: Setting, name: str, found: list[Influence]) -> Row:
+    scores = setting.scores(averaged(found), scored=True)
+    row = {"name": name, **{key: round(value, 3) for key, value in scores.items()}}
+    print(row, flush=True)
+    return row
+
+
+def chosen_row(setting: Setting, name: str, tried: Iterable[Any], make: Callable[[Any, bool], list[Influence]]) -> Row:
+    """The row of the damping that is best, over three models, on what is not scored."""
+    unscored = {one: averaged(make(one, False))["three"] for one in tried}
+    scores = setting.scores({str(one): found for one, found in unscored.items()}, scored=False)
+    best = max(unscored, key=lambda one: scores[str(one)])
+    told = {"damping": best, "tried": {key: round(value, 3) for key, value in scores.items()}}
+    return {**row_of(setting, name, make(best, True)), **told}
+
+
+def digits_setting(setting: Setting, kronfluence: bool) -> list[Row]:
+    """A row for each technique: its scores with one model and with three, and what was chosen."""
+    three = setting.models
+    rows: list[Row] = []
     plain: dict[str, dict[str, Any]] = {
         "random": {"kind": "random"}, "class x similarity": {"kind": "similarity"}, "loss": {"kind": "loss"},
     }  # fmt: skip
-    explanations = {name: setting.explained("influence_control", one, True, **plain[name]) for name in plain}
+    for name, options in plain.items():
+        rows.append(row_of(setting, name, setting.explained("influence_control", three[:1], True, **options)))
     for name, technique in (("gradient dot product", "ntk_influence"), ("trak, exact kernel", "trak")):
-        explanations[name] = setting.explained(technique, one, True)
-        explanations[f"{name}: three"] = setting.explained(technique, three, True)
-    told: dict[str, dict[str, Any]] = {}
-    for name, options in curvatures.items():
-        share, tried = chosen(setting, **options)
-        told[name] = {"damping": share, "tried": {key: round(value, 3) for key, value in tried.items()}}
-        print(name, told[name], flush=True)
-        explanations[name] = damped(setting, one, share, True, **options)
-        explanations[f"{name}: three"] = damped(setting, three, share, True, **options)
-    scores = setting.scores(explanations, scored=True)
-    rows: list[dict[str, Any]] = [{"name": "ceiling of two trainings", "one": round(ceiling(setting), 3)}]
-    for name in (name for name in explanations if not name.endswith(": three")):
-        row: dict[str, Any] = {"name": name, "one": round(scores[name], 3), **told.get(name, {})}
-        if f"{name}: three" in scores:
-            row["three"] = round(scores[f"{name}: three"], 3)
-        rows.append(row)
-    return rows
+        rows.append(row_of(setting, name, setting.explained(technique, three, True)))
+    for name, options in CURVATURES.items():
+
+        def make(share: float, scored: bool, options: dict[str, Any] = options) -> list[Influence]:
+            return damped(setting, three, share, scored, **options)
+
+        rows.append(chosen_row(setting, name, SHARES, make))
+    if kronfluence:
+        rows.append(chosen_row(setting, "kronfluence, EK-FAC", DAMPINGS, peers(setting)))
+    # Last, since it needs all trainings.
+    return [{"name": "ceiling of two trainings", "one": round(ceiling(setting), 3)}, *rows]
+
+
+def peers(setting: Setting) -> Callable[[float | None, bool], list[Influence]]:
+    """kronfluence's influences, computed once for all dampings."""
+    queries = {str(scored): setting.queries(scored) for scored in (False, True)}
+    pairs = {key: (q, target.labels) for key, (q, target) in queries.items()}
+    found = [ek_fac(model, setting.trainer.train, pairs, DAMPINGS)[0] for model in setting.models]
+
+    def make(damping: float | None, scored: bool) -> list[Influence]:
+        return [Influence(one[str(scored), damping]) for one in found]
+
+    return make
+
+
+def seconds(setting: Setting) -> list[Row]:
+    """Ours and kronfluence by turns: one model, 2000 examples and 200 queries."""
+    (q, target), model = setting.queries(True), setting.models[0]
+
+    def ours(options: dict[str, Any]) -> Callable[[], object]:
+        return lambda: setting.explained("influence_functions", [model], True, **options)
+
+    contenders = {name: ours(options) for name, options in CURVATURES.items()}
+    contenders["kronfluence, EK-FAC"] = lambda: ek_fac(
+        model, setting.trainer.train, {"": (q, target.labels)}, DAMPINGS[:1]
+    )
+    found = ratios(contenders, "kronfluence, EK-FAC", 3)["seconds"]
+    most = found["kronfluence, EK-FAC"]
+    return [{"name": f"{name}: seconds", "seconds": one, "faster": round(most / one, 2)} for name, one in found.items()]
 
 
 def unrolled_setting(path: str) -> list[dict[str, Any]]:
@@ -194,6 +239,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 CURVATURES: dict[str, dict[str, Any]] = {
     "influence functions, Fisher": {},
+    "influence functions, Gauss-Newton of rank 1000": {"curvature": "gauss_newton", "rank": 1000},
     "influence functions, EK-FAC of the Fisher": {"solver": "ek_fac"},
 }
 
@@ -203,11 +249,15 @@ def main() -> None:
     parser.add_argument("path")
     parser.add_argument("--recipe", choices=sorted(RECIPES), default="sgd")
     parser.add_argument("--unrolled", action="store_true")
+    parser.add_argument("--kronfluence", action="store_true")
+    parser.add_argument("--seconds", action="store_true")
+    parser.add_argument("--folder")
     given = parser.parse_args()
     if given.unrolled:
         rows = unrolled_setting(given.path)
     else:
-        rows = digits_setting(given.path, RECIPES[given.recipe], CURVATURES)
+        setting = Setting(given.path, RECIPES[given.recipe], given.folder)
+        rows = seconds(setting) if given.seconds else digits_setting(setting, given.kronfluence)
         rows = [{**row, "name": f"{row['name']} ({given.recipe})"} for row in rows]
     for row in rows:
         print(row)

@@ -28,6 +28,8 @@ from .errors import UnknownTechnique as UnknownTechnique
 from .errors import Unsuitable as Unsuitable
 from .errors import nearest as nearest
 from .pipeline import Pipeline as Pipeline
+from .protocol.blocks import Blocks as Blocks
+from .protocol.blocks import digest as digest
 from .protocol.derived import Derived as Derived
 from .protocol.explainer import Evaluator as Evaluator
 from .protocol.explainer import Explainer as Explainer

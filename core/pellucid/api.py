@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from pellucid.adapter import Adapter
 from pellucid.engine.parts import parts_of
 from pellucid.engine.run import Run, check_inputs_given, check_suits
-from pellucid.errors import ModelError, ParameterError, TargetError, TechniqueFailed, Unsuitable
+from pellucid.errors import InputError, ModelError, ParameterError, TargetError, TechniqueFailed, Unsuitable
 from pellucid.maps import histories, like, no_model, states_of
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.protocol.leaves import tensors_of
@@ -161,7 +162,7 @@ def evaluate(
     Raises:
         As `explain`; besides, TargetError when explanations of a custom target come without it.
     """
-    from pellucid.results import Exemplars, Influence, Scores
+    from pellucid.results import Concepts, Exemplars, Influence, Scores
 
     check_inputs_given(inputs)
     given = _explanations(explanations)
@@ -171,8 +172,9 @@ def evaluate(
         inputs, given = histories(inputs, given)
     adapter = adapt(model)
     evaluators, _ = _named(metrics, Evaluator)
-    # The usual controls are attributions. Controls of influence need training data, so that the user must name them.
-    others = exemplars or all(isinstance(one, Influence) for one in given.values())
+    # The usual controls are attributions. Those of influence need training data, and those of concepts the concepts, so
+    # that the user must name them.
+    others = exemplars or all(isinstance(one, (Influence, Concepts)) for one in given.values())
     usual = [] if others else [one.name for one in techniques("projector" if maps else "explainer", tags={"control"})]
     # Exemplars are of a data set, whose classes are not those of the inputs that they are scored on.
     target = _common_target(given) if target is None and not exemplars and not maps else target
@@ -216,7 +218,7 @@ def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters:
 
     Args:
         states: (n, d) points, (T, n, d) points through time, a list of T frames, or an explanation, whose values are
-            taken.
+            taken. A memory-mapped array is not read whole by `pca`.
         technique: a projector's name or instance.
         seed: every random draw depends on it and on nothing else.
         **parameters: the projector's parameters, where it is given by name.
@@ -234,9 +236,16 @@ def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters:
         # Each example is one point, however many axes its values have.
         states = torch.cat([leaf.flatten(1) for leaf in tensors_of(states.values)], dim=1)
     if isinstance(states, (list, tuple)):
-        states = torch.stack([torch.as_tensor(np.asarray(frame)) for frame in states])
-    points = states if isinstance(states, Tensor) else torch.as_tensor(np.asarray(states))
-    return projector.project(points, seed=seed)
+        frames = [torch.as_tensor(np.asarray(frame)) for frame in states]
+        if len({frame.shape for frame in frames}) > 1:
+            told = [tuple(frame.shape) for frame in frames]
+            raise InputError(f"the frames have shapes {told}; expected the same points (n, d) in every frame")
+        states = torch.stack(frames)
+    if not isinstance(states, Tensor):
+        with warnings.catch_warnings():  # projectors write to no states: a read-only memory map will do
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            states = torch.as_tensor(np.asarray(states))
+    return projector.project(states, seed=seed)
 
 
 def _label(technique: Any) -> str:

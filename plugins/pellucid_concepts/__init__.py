@@ -30,3 +30,12 @@ def pellucid_techniques() -> Iterator[Technique]:
         tags={"image", "across_examples", "stochastic"},
         reference="Ghorbani et al., 2019",
     )
+    yield Technique(
+        "concept_control",
+        kind="explainer",
+        summary="A control for concepts: the same ones, with random scores.",
+        target="pellucid_concepts.concept_control:ConceptControl",
+        explains="nothing",
+        output="concepts",
+        tags={"image", "class_agnostic", "stochastic", "across_examples"},
+    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
-from pellucid import Check, Concepts, Explainer, InputError, Look, Passes, Sample, Unsuitable
-from pellucid_concepts.reading import FEWEST, FEWEST_SETS, looked_at, random_sets, sample_of, slopes
+from pellucid import Blocks, Check, Concepts, Explainer, InputError, Look, Passes, Sample, Unsuitable
+from pellucid_concepts.reading import FEWEST, FEWEST_SETS, Reading, random_sets, sample_of, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.segments import Cutter, Segment
 from pellucid_concepts.vectors import Activations, Classifier
@@ -31,7 +32,7 @@ class ACE(Explainer):
     The segments nearest to its centre then stand for it in TCAV (see `tcav`) with pooled activations.
 
     The concepts are named by the order of their scores for the first class; `.patches` show each by the segments
-    nearest to its centre.
+    nearest to its centre, `.masks` say where in each image it is, for `smallest_sufficient_concepts`.
 
     Ghorbani et al., 2019, "Towards automatic concept-based explanations". The random sets are patches too, one of each
     random image, where the paper takes whole images: else what tells a concept from them is first of all that it is a
@@ -51,6 +52,7 @@ class ACE(Explainer):
         classifier: as for `tcav`.
         penalty: as for `tcav`.
         alpha: the level of `.significant`.
+        folder: where the patches' activations are kept, as for `tcav`.
     """
 
     random: Any
@@ -64,6 +66,7 @@ class ACE(Explainer):
     classifier: Classifier = "logistic"
     penalty: Annotated[float, Gt(0)] = 0.01
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.01
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,44 +85,44 @@ class ACE(Explainer):
         """A forward and a backward pass of the sample, one forward pass of each segment and each random image."""
         if not isinstance(sample.inputs, Tensor):
             raise Unsuitable("ace is for models of one input, a photo; these inputs have several")
-        seen = yield Look(at=sample, activations=[self.layer], gradients=[self.layer])
+        seen = yield Look(at=sample, activations=[self.layer], gradients=[self.layer], digest=self.folder is not None)
+        reading = Reading(sample, [self.layer], True, Blocks(self.folder), seen.digest)
         cutter = self._cutter(sample.inputs, sample)
         segments = [segment for image in range(len(sample)) for segment in cutter.segments(image)]
         if len(segments) < self.n_clusters:
             raise InputError(
                 f"{len(segments)} segments are fewer than the {self.n_clusters} clusters; give more images"
             )
-        (features,) = yield from looked_at(
-            len(segments), lambda a, b: cutter.patches(segments[a:b]), sample, [self.layer], True
-        )
-        random = yield from self._random(sample)
-        clusters = self._clusters(features, segments, sample)
+        (features,) = yield from reading.of(len(segments), lambda a, b: cutter.patches(segments[a:b]))
+        random = yield from self._random(sample, reading)
+        clusters, members = self._clusters(features, segments, sample)
         steep, classes = slopes(seen, self.layer, True), Classes.of(seen)
         at = Activations([features[one] for one in clusters], random, steep, self.penalty, self.classifier)
         columns = [column("", at, place, classes) for place in range(len(clusters))]
         order = sorted(range(len(columns)), key=lambda place: -float(columns[place].statistics["values"][0]))
         shown = [cutter.patches([segments[one] for one in clusters[place][:SHOWN]]).cpu() for place in order]
         named = [replace(columns[place], name=f"concept {rank}") for rank, place in enumerate(order, start=1)]
-        found = answer(named, classes, self.alpha, steep, over=self.layer, patches=tuple(shown))
+        masks = torch.stack([cutter.covered([segments[one] for one in members[place]]) for place in order], dim=1)
+        found = answer(named, classes, self.alpha, steep, over=self.layer, patches=tuple(shown), masks=masks)
         counts = f"{len(clusters)} of {self.n_clusters} clusters of {len(segments)} segments are common"
         return replace(found, checks=[*found.checks, Check.info("common clusters", len(clusters), counts)])
 
     def _cutter(self, photos: Tensor, sample: Sample) -> Cutter:
         return Cutter.of(photos, sample, self.segments, self.resolutions, self.resized)
 
-    def _random(self, sample: Sample) -> Passes[list[Tensor]]:
+    def _random(self, sample: Sample, reading: Reading) -> Passes[list[Tensor]]:
         """The features of the random sets: of one patch of each of their images."""
         sets = [sample_of(one, sample, "a random set").inputs for one in random_sets(self.random, self.n_random)]
         cutter = self._cutter(torch.cat(sets), sample)
         generator = sample.generator("random patches")
         segments = [cutter.one_of(image, generator) for image in range(len(cutter.photos))]
-        (features,) = yield from looked_at(
-            len(segments), lambda a, b: cutter.patches(segments[a:b]), sample, [self.layer], True
-        )
+        (features,) = yield from reading.of(len(segments), lambda a, b: cutter.patches(segments[a:b]))
         return list(torch.split(features, [len(one) for one in sets]))
 
-    def _clusters(self, features: Tensor, segments: Sequence[Segment], sample: Sample) -> list[list[int]]:
-        """The segments of each common cluster that are nearest to its centre, the nearest first."""
+    def _clusters(
+        self, features: Tensor, segments: Sequence[Segment], sample: Sample
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Of each common cluster the segments that are nearest to its centre, the nearest first; and all of them."""
         from sklearn.cluster import KMeans
 
         seed = int(torch.randint(2**31 - 1, (), generator=sample.generator("clusters")))
@@ -127,18 +130,19 @@ class ACE(Explainer):
         found = KMeans(self.n_clusters, n_init=10, random_state=seed).fit(points)
         distances = torch.from_numpy(found.transform(points))
         labels, images = torch.from_numpy(found.labels_).long(), torch.tensor([one.image for one in segments])
-        kept = []
+        kept, every = [], []
         for cluster in range(self.n_clusters):
             members = (labels == cluster).nonzero().flatten()
             if len(members) >= FEWEST and common(images[members], len(sample)):
                 nearest = distances[members, cluster].argsort(stable=True)
                 kept.append(members[nearest][: self.n_nearest].tolist())
+                every.append(members.tolist())
         if not kept:
             raise InputError(
                 f"none of {self.n_clusters} clusters of {len(segments)} segments is common to {len(sample)} images; "
                 "give more images of one class, or fewer clusters"
             )
-        return kept
+        return kept, every
 
 
 def common(images: Tensor, n: int) -> bool:

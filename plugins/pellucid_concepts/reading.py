@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid import InputError, Look, ParameterError, Passes, Sample, Seen
+from pellucid import Blocks, InputError, Look, ParameterError, Passes, Sample, Seen, digest
 
 BLOCK = 64
 """How many examples are looked at together."""
@@ -102,24 +103,42 @@ def slopes(seen: Seen, layer: str, pooled: bool) -> Tensor:
     return _finite(found, layer, "gradients")
 
 
-def looked_at(
-    n: int, make: Callable[[int, int], Tensor], sample: Sample, layers: Sequence[str], pooled: bool
-) -> Passes[list[Tensor]]:
-    """The features (n, d) of examples at each of some layers, made and seen block by block.
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """How examples are shown to a model, block by block, and what of it is kept.
 
-    Args:
-        n: how many examples.
-        make: gives those from one place to before another.
+    Attributes:
         sample: whose model it is that looks.
         layers: where.
         pooled: whether maps are averaged.
+        blocks: where finished blocks are kept, and taken from without a pass.
+        digest: the model's, where anything is kept.
     """
-    blocks: list[list[Tensor]] = []
-    for start in range(0, n, BLOCK):
-        at = sample_of(make(start, min(n, start + BLOCK)), sample, "a set")
-        seen = yield Look(at=at, activations=layers)
-        blocks.append([features(seen, layer, pooled) for layer in layers])
-    return [torch.cat(parts) for parts in zip(*blocks, strict=True)]
+
+    sample: Sample
+    layers: Sequence[str]
+    pooled: bool
+    blocks: Blocks
+    digest: str = ""
+
+    def of(self, n: int, make: Callable[[int, int], Tensor]) -> Passes[list[Tensor]]:
+        """The features (n, d) of examples at each of the layers.
+
+        Args:
+            n: how many examples.
+            make: gives those from one place to before another.
+        """
+        parts: list[list[Tensor]] = []
+        for start in range(0, n, BLOCK):
+            at = sample_of(make(start, min(n, start + BLOCK)), self.sample, "a set")
+            key = digest(self.digest, self.layers, self.pooled, at.inputs) if self.blocks else ""
+            found = self.blocks.found(key)
+            if found is None:
+                seen = yield Look(at=at, activations=self.layers)
+                found = {layer: features(seen, layer, self.pooled) for layer in self.layers}
+                self.blocks.keep(key, found)
+            parts.append([found[layer].to(at.device) for layer in self.layers])
+        return [torch.cat(several) for several in zip(*parts, strict=True)]
 
 
 def _finite(found: Tensor, layer: str, what: str) -> Tensor:

@@ -118,6 +118,14 @@ class Cutter:
             patches.append(patch)
         return torch.stack(patches)
 
+    def covered(self, segments: Sequence[Segment]) -> Tensor:
+        """(n, H, W) which pixels of each photo belong to one of the segments."""
+        masks = torch.zeros(len(self.photos), *self.photos.shape[2:], dtype=torch.bool)
+        for one in segments:
+            height, width = one.mask.shape
+            masks[one.image, one.top : one.top + height, one.left : one.left + width] |= one.mask
+        return masks
+
     def _maps(self, image: int) -> int:
         return len(self.resolutions) if self.how == "slic" else len(self._given(image))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
-from pellucid import Concepts, Explainer, Look, ParameterError, Passes, Sample
-from pellucid_concepts.reading import FEWEST_SETS, examples, looked_at, random_sets, sample_of, slopes
+from pellucid import Blocks, Concepts, Explainer, Look, ParameterError, Passes, Sample
+from pellucid_concepts.reading import FEWEST_SETS, Reading, examples, random_sets, sample_of, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.vectors import Activations, Classifier
 
@@ -29,8 +30,10 @@ class TCAV(Explainer):
     `.p_values` hold the concept against the random sets, which each are taken for a concept against the others, by
     Student's t for one more draw, times the number of tests in the result (Bonferroni). What is compared is the cosine
     times how far the vector reaches, from the random set's mean to the concept's: between two random sets a vector
-    has a length and a score like any other, but it leads nowhere. A score of .5 means nothing by itself: random vectors
-    have scores far from it, for one class above and for another below; `.control` is the mean of both ways, near .5.
+    has a length and a score like any other, but it leads nowhere. The p-value says whether the class depends on the
+    concept at all, which with more examples shows for smaller effects; how much, the magnitude says. A score of .5
+    means nothing by itself: random vectors have scores far from it, for one class above and for another below;
+    `.control` is the mean of both ways, near .5.
 
     `.vectors` are the mean vectors, each as long as it reaches. Kept with `save`, they can be given as concepts again,
     which takes no examples and no fits of the concept.
@@ -52,6 +55,8 @@ class TCAV(Explainer):
         penalty: what the squared length of the vector costs beside the mean loss, for activations whose mean squared
             distance from their mean is one.
         alpha: the level of `.significant`.
+        folder: where the sets' activations are kept, so that an interrupted run goes on where it stood and others with
+            the same model and sets need no passes of them; None keeps nothing.
     """
 
     concepts: Annotated[Mapping[str, Any], MinLen(1)]
@@ -62,6 +67,7 @@ class TCAV(Explainer):
     classifier: Classifier = "logistic"
     penalty: Annotated[float, Gt(0)] = 0.01
     alpha: Annotated[float, Gt(0), Lt(1)] = 0.05
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +96,7 @@ class TCAV(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Concepts]:
         """A forward and a backward pass of the sample; one forward pass of each example of the sets."""
-        seen = yield Look(at=sample, activations=self.layers, gradients=self.layers)
+        seen = yield Look(at=sample, activations=self.layers, gradients=self.layers, digest=self.folder is not None)
         sets = {name: given for name, given in self.concepts.items() if not _directed(given)}
         random = random_sets(self.random, self.n_random)
         given = [
@@ -98,7 +104,8 @@ class TCAV(Explainer):
         ]
         given += [sample_of(one, sample, "a random set") for one in random]
         every = torch.cat([one.inputs for one in given])
-        found = yield from looked_at(len(every), lambda a, b: every[a:b], sample, self.layers, self.pooled)
+        reading = Reading(sample, self.layers, self.pooled, Blocks(self.folder), seen.digest)
+        found = yield from reading.of(len(every), lambda a, b: every[a:b])
         classes, columns = Classes.of(seen), []
         for layer, one in zip(self.layers, found, strict=True):
             parts, steep = torch.split(one, [len(part) for part in given]), slopes(seen, layer, self.pooled)

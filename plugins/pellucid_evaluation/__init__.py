@@ -92,6 +92,30 @@ def pellucid_techniques() -> Iterator[Technique]:
         better="lower",
     )
     yield Technique(
+        "smallest_sufficient_concepts",
+        kind="evaluator",
+        summary="How many concepts, the most important first, are enough for the class to be predicted.",
+        target="pellucid_evaluation.smallest_concepts:SmallestSufficientConcepts",
+        explains="explanation",
+        output="scores",
+        uses={"outputs"},
+        tags={"image", "concepts"},
+        reference="Ghorbani et al., 2019",
+        better="lower",
+    )
+    yield Technique(
+        "smallest_destroying_concepts",
+        kind="evaluator",
+        summary="How many concepts, the most important first, must be hidden until the class is not predicted.",
+        target="pellucid_evaluation.smallest_concepts:SmallestDestroyingConcepts",
+        explains="explanation",
+        output="scores",
+        uses={"outputs"},
+        tags={"image", "concepts"},
+        reference="Ghorbani et al., 2019",
+        better="lower",
+    )
+    yield Technique(
         "trustworthiness",
         kind="evaluator",
         summary="How far points that are near on a map are near as states.",

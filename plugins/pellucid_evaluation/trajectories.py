@@ -71,9 +71,13 @@ class MovementCorrelation(Evaluator):
 class TemporalStability(Evaluator):
     """How still points stand on the map while their states stand still.
 
-    1 minus the mean length, on the map, of the moves that are shortest as states, divided by the mean length of all
-    moves on the map: 1 where what stands still is drawn still, 0 where it is drawn to move like anything else. One
-    number for the map; NaN where nothing moves on it.
+    With a the mean length of the moves that are shortest as states, divided by that of all moves, on the map and b the
+    same as states: (1 - a) / (1 - b), at most 1. So it is 1 where what hardly moves is drawn to move no further than it
+    does, and 0 where it is drawn to move like anything else. Where the shortest moves are as long as the others nothing
+    stands still, and the score is NaN, as it is where nothing moves on the map. One number for the map.
+
+    A map that draws short moves shorter than they are scores no more than one that draws them as they are;
+    `movement_correlation` and `explained_stress` tell these apart.
 
     Attributes:
         share: of all moves, how many count as standing still.
@@ -90,8 +94,10 @@ class TemporalStability(Evaluator):
         moving(self, explanation)
         one, other = (moves(points).flatten() for points in frames_of(sample, explanation))
         still = one.argsort(stable=True)[: max(1, math.floor(self.share * len(one)))]
-        whole = float(other.mean())
-        value = 1 - float(other[still].mean()) / whole if whole > 0 else math.nan
+        states, drawn = (
+            1 - float(lengths[still].mean()) / max(float(lengths.mean()), 1e-300) for lengths in (one, other)
+        )
+        value = min(1.0, drawn / states) if states > 1e-9 and float(other.mean()) > 0 else math.nan
         return Scores.single(
             metric=name_of(self), explanation=explanation.meta.technique, values=value, better="higher"
         )

@@ -26,7 +26,7 @@ def pellucid_techniques() -> Iterator[Technique]:
         target="pellucid_examples.similar_examples:SimilarExamples",
         explains="representation",
         output="exemplars",
-        uses={"activations"},
+        uses={"activations", "factors"},
         tags={"image", "class_agnostic", "training_data"},
         reference="Zhang et al., 2018",
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from pellucid import Check, Exemplars, Explainer, InputError, ParameterError, Passes, Sample, Seen
+from pellucid import Blocks, Check, Exemplars, Explainer, InputError, Look, ParameterError, Passes, Sample, Seen
 from pellucid_examples.receptive import cut, receptive_boxes
 from pellucid_examples.streaming import streamed
 from pellucid_examples.units import Units
@@ -34,12 +36,15 @@ class MaximalExamples(Explainer):
         channels: which units, or None for all.
         directions: (rows, channels) or (channels,), in place of single channels: the units are their weighted sums.
         k: how many examples for each unit.
+        folder: where finished blocks of examples are kept, so that an interrupted run goes on where it stood; None
+            keeps nothing.
     """
 
     layer: str = "auto"
     channels: tuple[Annotated[int, Ge(0)], ...] | None = None
     directions: Any = None
     k: Annotated[int, Ge(1)] = 9
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,33 +69,36 @@ class MaximalExamples(Explainer):
         ]
 
     def explain(self, sample: Sample) -> Passes[Exemplars]:
-        """One forward pass of each example, and one of a single example for each row and column of the image."""
+        """A forward pass of each example, one more of the first, and one of it for each row and column of the image."""
         if self.k > len(sample):
             raise InputError(f"k={self.k} of {len(sample)} examples; expected at most {len(sample)}")
         best: dict[str, Tensor] = {}
-        units: Units | None = None
+        one = yield Look(at=sample[:1], activations=[self.layer], digest=self.folder is not None)
+        units = Units.of(one.layers[self.layer], one.activations[self.layer], self.channels, self.directions)
 
-        def take(start: int, seen: Seen) -> None:
-            nonlocal units
+        def reduced(seen: Seen) -> dict[str, Tensor]:
             activations = seen.activations[self.layer]
-            units = units or Units.of(seen.layers[self.layer], activations, self.channels, self.directions)
             excited, places = units.excited(activations).max(dim=2)
             if not bool(torch.isfinite(excited).all()):
                 raise InputError(f"layer '{self.layer}' is not finite for some of the examples; remove them")
-            examples = torch.arange(start, start + len(excited), device=excited.device)[:, None].expand(excited.shape)
-            new = {"values": excited, "indices": examples, "positions": places}
+            return {"values": excited, "positions": places}
+
+        def take(start: int, found: dict[str, Tensor]) -> None:
+            shape, device = found["values"].shape, found["values"].device
+            examples = torch.arange(start, start + shape[0], device=device)[:, None].expand(shape)
+            new = {"values": found["values"], "indices": examples, "positions": found["positions"]}
             both = {name: torch.cat([best[name], one.T], dim=1) if best else one.T for name, one in new.items()}
             # Sorting is stable, so that of equals the first stands first.
             order = both["values"].argsort(dim=1, descending=True, stable=True)[:, : self.k]
             best.update({name: one.gather(1, order) for name, one in both.items()})
 
-        yield from streamed(sample, [self.layer], take)
-        assert units is not None
-        found, boxes, crops = units, None, None
+        look, told = functools.partial(Look, activations=[self.layer]), (one.digest, "excited", self.layer, *units.told)
+        yield from streamed(sample, look, reduced, take, Blocks(self.folder), told)
+        boxes, crops = None, None
         checks: list[Check] = []
         if isinstance(sample.inputs, Tensor) and sample.inputs.dim() == 4:
             places = best["positions"]
-            flat = yield from receptive_boxes(sample, self.layer, lambda seen: found.at(seen, places))
+            flat = yield from receptive_boxes(sample, self.layer, lambda seen: units.at(seen, places))
             boxes = flat.reshape(*places.shape, 4)
             crops, checks = _crops(sample.inputs, best["indices"], boxes)
         values = best["values"]
@@ -99,7 +107,7 @@ class MaximalExamples(Explainer):
             best["indices"],
             kind="maximal",
             over=self.layer,
-            names=found.names,
+            names=units.names,
             crops=crops,
             boxes=boxes,
             examples=sample.inputs if boxes is not None else None,

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from pellucid import Check, Exemplars, Explainer, InputError, ParameterError, Passes, Sample, Seen, Unsuitable
+from pellucid import Check, Exemplars, Explainer, InputError, Look, ParameterError, Passes, Sample, Seen, Unsuitable
 from pellucid_examples.greedy import Prototypes, criticisms, prototypes
 from pellucid_examples.kernels import KernelMatrix, label_tensor, median_gamma, nearest
-from pellucid_examples.streaming import streamed
+from pellucid_examples.streaming import kept, streamed
 
 FOLDS = 3
 FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)
 """How many times the median's gamma is tried in cross-validation."""
+TRIED = 3000
+"""At most how many examples cross-validation takes, unless three for each prototype are more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +47,11 @@ class MMDCritic(Explainer):
         layer: the layer in whose activations the examples are compared; None is the inputs themselves.
         pooled: whether a layer's maps are averaged over their positions.
         gamma: of the RBF kernel exp(-gamma |x - y|^2); "median" is one over the median squared distance of a thousand
-            examples, "cv" that with the least nearest-prototype error in three folds (needs labels).
+            examples, "cv" that with the least nearest-prototype error in three folds (needs labels), as in the paper;
+            "auto" is "cv" with labels and "median" without.
         kernel: "rbf", or a function of (a, d) and (b, d) that gives a symmetric positive definite kernel (a, b).
+        folder: where a layer's activations are kept, so that an interrupted run goes on where it stood and others with
+            the same model and data need no passes; None keeps nothing.
     """
 
     n_prototypes: Annotated[int, Ge(1)] = 10
@@ -53,8 +60,9 @@ class MMDCritic(Explainer):
     per_class: bool = True
     layer: str | None = None
     pooled: bool = True
-    gamma: Annotated[float, Gt(0)] | Literal["median", "cv"] = "median"
+    gamma: Annotated[float, Gt(0)] | Literal["auto", "median", "cv"] = "auto"
     kernel: Literal["rbf"] | Callable[[Tensor, Tensor], Tensor] = "rbf"
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,11 +113,14 @@ class MMDCritic(Explainer):
             return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
         layer, blocks = self.layer, []
 
-        def take(_: int, seen: Seen) -> None:
+        def reduced(seen: Seen) -> dict[str, Tensor]:
             pooled = self.pooled and bool(seen.layers[layer].layout)
-            blocks.append(seen.maps(layer).mean(dim=(2, 3)) if pooled else seen.activations[layer].flatten(1))
+            return {"points": seen.maps(layer).mean(dim=(2, 3)) if pooled else seen.activations[layer].flatten(1)}
 
-        yield from streamed(sample, [layer], take)
+        look = functools.partial(Look, activations=[layer])
+        store, model = yield from kept(self.folder, sample)
+        told = ("points", model, layer, self.pooled)
+        yield from streamed(sample, look, reduced, lambda _, found: blocks.append(found["points"]), store, told)
         points = torch.cat(blocks)
         wrong = (~torch.isfinite(points)).any(dim=1).nonzero().flatten().tolist()
         if wrong:
@@ -123,20 +134,21 @@ class MMDCritic(Explainer):
         if isinstance(self.gamma, float):
             return self.gamma, []
         median = median_gamma(points)
-        if self.gamma == "median":
+        if self.gamma == "median" or labels is None or len(points) <= FOLDS:
             return median, [Check.info("gamma", median, "one over the median squared distance")]
-        assert labels is not None
-        errors = {median * factor: self._error(points, labels.to(points.device), median * factor) for factor in FACTORS}
+        # Every so many of the examples in the order of their classes, so that each class keeps its share.
+        count = min(len(points), max(TRIED, FOLDS * self.n_prototypes))
+        spaced = torch.linspace(0, len(points) - 1, count, dtype=torch.float64).round().long()
+        some = labels.argsort(stable=True)[spaced].to(points.device)
+        tried, classes = points[some], labels.to(points.device)[some]
+        errors = {median * factor: self._error(tried, classes, median * factor) for factor in FACTORS}
         best = min(errors, key=lambda gamma: errors[gamma])
         note = f"of {len(errors)} tried, the least nearest-prototype error in {FOLDS} folds: {errors[best]:.3f}"
         return best, [Check.info("gamma", best, note)]
 
     def _error(self, points: Tensor, labels: Tensor, gamma: float) -> float:
-        """The nearest-prototype error of held-out examples, the mean over folds."""
-        # Folds take turns within each class, whatever order the examples are in.
-        order = labels.argsort(stable=True)
-        fold = torch.empty_like(order)
-        fold[order] = torch.arange(len(order), device=order.device) % FOLDS
+        """The nearest-prototype error of held-out examples in the order of their classes, the mean over folds."""
+        fold = torch.arange(len(labels), device=labels.device) % FOLDS  # which take turns within each class
         wrong = 0
         for held in range(FOLDS):
             inside, outside = (fold != held).nonzero().flatten(), (fold == held).nonzero().flatten()

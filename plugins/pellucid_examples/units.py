@@ -48,6 +48,11 @@ class Units:
         return cls(layer, torch.tensor(channels or range(count), device=like.device), None)
 
     @property
+    def told(self) -> tuple[Tensor | None, Tensor | None]:
+        """What decides over the units' values besides the layer."""
+        return self.channels, self.directions
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What each unit is called."""
         if self.channels is None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid import Explainer, Influence, Look, Loss, Passes, Sample
+from pellucid import Explainer, Influence, Look, Passes, Sample
+from pellucid_influence.data import Training, source, training
 from pellucid_influence.ntk_influence import noise
-from pellucid_influence.training import LARGEST, data, shown, training_sample
+from pellucid_influence.training import LARGEST, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +20,7 @@ class InfluenceControl(Explainer):
     """Influence by chance, by likeness, or by loss alone.
 
     Attributes:
-        train: `(inputs, labels)` or a TensorDataset.
+        train: `(inputs, labels)`, tensors or arrays, or a Dataset of such pairs, or a DataLoader of one.
         kind: `"similarity"` is the cosine of the centred inputs for training examples of the class that the model
             predicts for the query, and its negative for the others; `"loss"` is each training example's loss, the same
             for every query; `"random"` is standard normal noise, the same for every query. The self-influence is the
@@ -31,7 +32,7 @@ class InfluenceControl(Explainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        data(self.train)
+        source(self.train)
 
     @classmethod
     def test_instances(cls) -> list[Explainer]:
@@ -40,9 +41,7 @@ class InfluenceControl(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A forward pass for each query and training example."""
-        train = training_sample(self.train, sample)
-        assert isinstance(train.target, Loss)
-        labels = train.target.labels
+        train = training(self.train, sample)
         here = yield Look(at=sample, outputs=True)
         losses = []
         for start in range(0, len(train), LARGEST):
@@ -50,7 +49,7 @@ class InfluenceControl(Explainer):
             losses.append(seen.scores)
         own = torch.cat(losses)
         if self.kind == "similarity":
-            values = _cosines(sample.inputs, train.inputs)
+            values, labels = _cosines(sample.inputs, train), train.labels.to(sample.device)
             if not labels.is_floating_point() and isinstance(here.outputs, Tensor) and here.outputs.dim() == 2:
                 alike = here.outputs.argmax(dim=1)[:, None] == labels
                 values = torch.where(alike, values, -values)
@@ -62,7 +61,14 @@ class InfluenceControl(Explainer):
         return Influence(values, self_influence=own, **shown(train))
 
 
-def _cosines(queries: Tensor, train: Tensor) -> Tensor:
-    centre = train.flatten(1).mean(dim=0)
-    one, other = (F.normalize(inputs.flatten(1) - centre, dim=1) for inputs in (queries, train))
-    return one @ other.T
+def _cosines(queries: Tensor, train: Training) -> Tensor:
+    """Of inputs less the training examples' mean, which are read once for it and once again."""
+    starts = range(0, len(train), LARGEST)
+    total = torch.stack([train[start : start + LARGEST].inputs.sum(dim=0) for start in starts]).sum(dim=0)
+    centre = total.flatten() / len(train)
+
+    def direction(inputs: Tensor) -> Tensor:
+        return F.normalize(inputs.flatten(1) - centre, dim=1)
+
+    of_queries = direction(queries)
+    return torch.cat([of_queries @ direction(train[start : start + LARGEST].inputs).T for start in starts], dim=1)

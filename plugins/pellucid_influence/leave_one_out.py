@@ -10,7 +10,8 @@ from annotated_types import Ge
 from pydantic import InstanceOf
 
 from pellucid import Check, Explainer, Influence, InputError, Look, Passes, Sample, Trainer
-from pellucid_influence.training import shown, training_sample
+from pellucid_influence.data import training
+from pellucid_influence.training import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class LeaveOneOut(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A training and a forward pass of the queries for each example and seed."""
-        train = training_sample(self.trainer.train, sample)
+        train = training(self.trainer.train, sample)
         count = len(self.trainer)
         places = list(range(count)) if self.examples is None else torch.as_tensor(self.examples).tolist()
         values = torch.full((self.n_seeds, len(sample), count), torch.nan).to(sample.inputs)

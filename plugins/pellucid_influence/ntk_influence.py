@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt, MinLen
 
-from pellucid import Explainer, Influence, Passes, Sample
-from pellucid_influence.training import certificates, data, kernel, shown, training_sample
+from pellucid import Blocks, Explainer, Influence, ParameterError, Passes, Sample
+from pellucid_influence.data import source, training
+from pellucid_influence.surrogate import contributions
+from pellucid_influence.training import certificates, kernel, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +31,39 @@ class NTKInfluence(Explainer):
     networks via neural tangent kernel surrogate models". We take the kernel of the target's score and the loss, not
     of all pairs of outputs.
 
+    With `surrogate=True` the values are those of Engel et al. instead: a kernel machine on the tangent kernel, summed
+    over the outputs, stands for the model, and an example's value is what it adds to the machine's logit of the
+    target's class; with a bias, the sum over the examples is that logit. How far the surrogate may be believed is
+    certified: Kendall's tau of the class's probabilities, and the share of the same predictions. It is fitted to the
+    model's centred logits by least squares, and gradients keep their norms, where the authors fit a softmax regression
+    to the labels on gradients of norm one: it thereby follows the model more closely, and does not see the labels.
+
     Attributes:
-        train: `(inputs, labels)` or a TensorDataset; labels are class indices (cross-entropy) or, of a floating type,
-            values (squared error).
+        train: `(inputs, labels)`, tensors or arrays, or a Dataset of such pairs, or a DataLoader of one; labels are
+            class indices (cross-entropy) or, of a floating type, values (squared error). It is read in blocks, so that
+            memory-mapped arrays and data sets that do not fit in memory will do.
         learning_rate: eta.
+        surrogate: whether the values are those of a kernel machine; a backward pass for each output, and examples
+            squared in memory.
+        ridge: the surrogate's, as a share of the kernel's mean eigenvalue.
         parameters: by which parameters, as names with wildcards.
+        folder: where finished blocks are kept, so that a run that was interrupted goes on where it stood; None keeps
+            none. A block is taken from there only where the model's structure and weights, the queries, their target,
+            the block's examples and the parameters are the same to the last bit.
     """
 
     train: Any
     learning_rate: Annotated[float, Gt(0)] = 1.0
+    surrogate: bool = False
+    ridge: Annotated[float, Gt(0)] = 1e-3
     parameters: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        data(self.train)
+        source(self.train)
+        if self.surrogate and self.folder is not None:
+            raise ParameterError("folder is for the tangent kernel alone; the surrogate's blocks are not kept")
 
     @classmethod
     def test_instances(cls) -> list[Explainer]:
@@ -50,8 +72,11 @@ class NTKInfluence(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A forward and a backward pass for each query and each training example."""
-        train = training_sample(self.train, sample)
-        found = yield from kernel(sample, train, self.parameters)
+        train = training(self.train, sample)
+        if self.surrogate:
+            values, found, fidelity = yield from contributions(sample, train, self.parameters, self.ridge)
+            return Influence(values.to(sample.inputs), checks=[*certificates(found, train), *fidelity], **shown(train))
+        found = yield from kernel(sample, train, self.parameters, blocks=Blocks(self.folder))
         return Influence(
             -self.learning_rate * found.values,
             self_influence=self.learning_rate * found.squares,

@@ -1,78 +1,25 @@
-"""What the family shares: training data as a sample, looked at in blocks, and tangent kernels between samples."""
+"""What the family shares: examples looked at in blocks, and tangent kernels between samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pellucid import Check, Factors, InputError, Look, Loss, ParameterError, Passes, Sample, Unsuitable
+from pellucid import Blocks, Check, Factors, Look, ParameterError, Passes, Sample, Unsuitable, digest
+from pellucid_influence.data import Training
 
 LARGEST = 1024
 """The most examples that are looked at together."""
 LOOK = 256
 """How many examples are looked at first, before it is known how much memory the factors of one take."""
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """How much memory the factors of one block of training examples take."""
 PANEL_BYTES = 512 * 2**20
 """How much memory the factors take that are held against all blocks."""
-
-
-def data(train: Any) -> tuple[Tensor, Tensor]:
-    """Training inputs (N, ...) and labels of what a technique is given as `train`.
-
-    Args:
-        train: `(inputs, labels)`, or a data set with these as its `tensors`.
-
-    Raises:
-        InputError: when it is neither, or the two do not fit together.
-    """
-    pair = getattr(train, "tensors", train)
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(hasattr(part, "__array__") for part in pair):
-        raise InputError(
-            f"train is a {type(train).__name__}; expected (inputs, labels) as two tensors, or a TensorDataset of them"
-        )
-    inputs, labels = (torch.as_tensor(part).detach() for part in pair)
-    if inputs.dim() < 2 or labels.dim() < 1 or len(inputs) != len(labels) or len(inputs) == 0:
-        raise InputError(
-            f"train has inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)}; expected (N, ...) and (N, ...) "
-            "with the same N of at least 1"
-        )
-    return inputs, labels
-
-
-def training_sample(train: Any, queries: Sample) -> Sample:
-    """The training examples as a sample whose target is their loss.
-
-    Args:
-        train: as for `data`.
-        queries: what is explained, whose form the training inputs must have.
-
-    Raises:
-        InputError: when they have another form, are not finite, or a label is negative.
-    """
-    inputs, labels = data(train)
-    if not isinstance(queries.inputs, Tensor) or queries.frame.extras:
-        raise InputError("influence is for models of one input; the queries have several")
-    if inputs.shape[1:] != queries.inputs.shape[1:]:
-        raise InputError(
-            f"the training inputs have shape {tuple(inputs.shape)}, the queries {tuple(queries.inputs.shape)}; "
-            "expected the same shape of each example"
-        )
-    if not inputs.is_floating_point() or not bool(torch.isfinite(inputs).all()):
-        raise InputError(f"the training inputs are of type {inputs.dtype} or not finite; expected finite numbers")
-    if labels.is_floating_point():
-        if not bool(torch.isfinite(labels).all()):
-            raise InputError("some training labels are not finite; remove these examples")
-        labels = labels.to(queries.inputs)
-    elif labels.numel() and int(labels.min()) < 0:
-        raise InputError(f"a training label is {int(labels.min())}; expected class indices of 0 or more")
-    else:
-        labels = labels.long().to(queries.device)
-    return Sample(inputs.to(queries.inputs), Loss(labels), queries.seed, queries.mean, queries.std, queries.frame)
 
 
 def block_rows(factors: Factors, budget: int = BLOCK_BYTES) -> int:
@@ -80,20 +27,48 @@ def block_rows(factors: Factors, budget: int = BLOCK_BYTES) -> int:
     return max(1, min(LARGEST, budget * len(factors) // max(factors.nbytes, 1)))
 
 
-def panel(sample: Sample, start: int, **asked: Any) -> Passes[tuple[Factors, Tensor, int]]:
-    """The factors of as many examples as fit in memory, their scores, and where the next panel starts."""
+class Panel(NamedTuple):
+    """As many examples as fit in memory.
+
+    Attributes:
+        factors: theirs.
+        scores: theirs.
+        stop: where the next panel starts.
+        classes: how many classes the model tells apart; 0 where it is no classifier.
+        digest: of the model and of all that was seen, where it was asked.
+    """
+
+    factors: Factors
+    scores: Tensor
+    stop: int
+    classes: int = 0
+    digest: str = ""
+
+
+def some(examples: Sample | Training, start: int, stop: int) -> Sample:
+    """Some of the examples; of a sample's all, the sample itself, whose passes other techniques share."""
+    if isinstance(examples, Sample) and stop - start == len(examples):
+        return examples
+    return examples[start:stop]
+
+
+def panel(sample: Sample | Training, start: int, **asked: Any) -> Passes[Panel]:
+    """The factors of as many examples from one on as fit in memory."""
     found: list[Factors] = []
     scores: list[Tensor] = []
     step = LOOK
     while start < len(sample) and (not found or sum(one.nbytes for one in found) < PANEL_BYTES):
         stop = min(len(sample), start + step)
-        seen = yield Look(at=sample if stop - start == len(sample) else sample[start:stop], **asked)
+        seen = yield Look(at=some(sample, start, stop), **asked)
         check_covered(seen.factors)
         found.append(seen.factors)
         scores.append(seen.scores)
         step = max(1, min(LOOK, PANEL_BYTES // 4 * len(seen.factors) // max(seen.factors.nbytes, 1)))
         start = stop
-    return Factors.cat(found), torch.cat(scores), start
+    outputs, factors = seen.outputs, Factors.cat(found)
+    classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() == 2 else 0
+    told = digest(seen.digest, [(layer.names, layer.tensors) for layer in factors]) if seen.digest else ""
+    return Panel(factors, torch.cat(scores), start, classes, told)
 
 
 def check_covered(factors: Factors) -> None:
@@ -120,6 +95,8 @@ class Kernel:
         gradient: the norm of the losses' mean gradient, where it is known.
         covered: the certificate of the parameters that are left out.
         own: (N, N) the inner products of the losses' gradients with each other, where they were asked for.
+        classes: how many classes the model tells apart; 0 where it is no classifier.
+        size: how many parameters there are.
     """
 
     values: Tensor
@@ -128,15 +105,18 @@ class Kernel:
     gradient: float | None
     covered: Check
     own: Tensor = field(default_factory=lambda: torch.empty(0))
+    classes: int = 0
+    size: int = 0
 
 
 def kernel(
-    queries: Sample,
-    train: Sample,
+    queries: Sample | Training,
+    train: Training,
     parameters: Sequence[str],
     weights: Mapping[str, Tensor] | None = None,
     *,
     own: bool = False,
+    blocks: Blocks | None = None,
 ) -> Passes[Kernel]:
     """One forward and backward pass of each example, in memory that does not grow with their number.
 
@@ -149,52 +129,97 @@ def kernel(
         parameters: by which parameters, as names with wildcards.
         weights: those of a checkpoint, in place of the model's own.
         own: whether the training examples' inner products with each other are wanted.
+        blocks: where finished blocks are kept, and taken from; not with `own`.
     """
+    blocks = blocks or Blocks(None)
     asked: dict[str, Any] = {"factors": parameters, "weights": weights}
-    rows: list[Tensor] = []
-    squares, losses = [], []
-    total, covered, whole = torch.zeros(()), None, torch.empty(0)
-    at = until = 0
+    values, told, whole = torch.empty(0), Told(), torch.empty(0)
+    mine: Factors | None = None
+    at = until = classes = 0
     while at < len(queries):
-        query, _, at = yield from panel(queries, at, **asked)
-        columns, first, start = [], not rows, 0
-        mine: Factors | None = None
+        first, begin = at == 0, at
+        query = yield from panel(queries, begin, outputs=True, digest=bool(blocks), **asked)
+        at, classes, step, start = query.stop, query.classes, block_rows(query.factors), 0
         while start < len(train):
-            begin = start
-            if own and first and begin == 0:
-                seen, scores, start = yield from panel(train, 0, **asked)
-                whole, mine, until = seen.squares().new_empty(len(train), len(train)), seen, start
+            place = start
+            if own and first and start == 0:
+                seen = yield from panel(train, 0, **asked)
+                mine, until = seen.factors, seen.stop
+                whole = mine.squares().new_empty(len(train), len(train))
                 _triangle(whole, mine, 0)
+                part = _part(query.factors, mine, seen.scores, first)
+                start = until
             else:
-                stop = begin + min(LOOK if begin == 0 else LARGEST, block_rows(query if begin == 0 else seen))
-                shown = yield Look(at=train[begin:stop], **asked)
-                seen, scores, start = shown.factors, shown.scores, min(stop, len(train))
-                if mine is not None:
-                    _place(whole, 0, begin, mine.inner(seen))
-            columns.append(query.inner(seen))
+                sample = train[start : start + step]
+                key = digest(query.digest, first, sample.inputs, vars(sample.target)) if blocks else ""
+                if (known := blocks.found(key)) is not None:
+                    part = known
+                else:
+                    shown = yield Look(at=sample, **asked)
+                    part = _part(query.factors, shown.factors, shown.scores, first)
+                    blocks.keep(key, part)
+                    if mine is not None:
+                        _place(whole, 0, start, mine.inner(shown.factors))
+                    del shown  # before the next block's factors are made
+                start += len(sample)
+            if not values.numel():
+                values = part["values"].new_empty(len(queries), len(train), device=query.scores.device)
+            values[begin:at, place:start] = part["values"]
             if first:
-                covered = covered or seen.check()
-                squares.append(seen.squares())
-                losses.append(scores)
-                total = total + seen.weighted(torch.ones_like(squares[-1])[None])[0]
-        rows.append(torch.cat(columns, dim=1))
-    assert covered is not None
+                told.add(part)
     if own:
         yield from _rest(whole, train, until, asked)
-    gradient = float(total.norm()) / len(train)
-    return Kernel(torch.cat(rows), torch.cat(squares), torch.cat(losses), gradient, covered, whole)
+    squares, losses = (torch.cat(parts).to(values.device) for parts in (told.squares, told.losses))
+    return Kernel(values, squares, losses, told.gradient, query.factors.check(), whole, classes, query.factors.numel)
 
 
-def _rest(whole: Tensor, train: Sample, at: int, asked: dict[str, Any]) -> Passes[None]:
+@dataclass(eq=False)
+class Told:
+    """What is gathered of the training examples block by block."""
+
+    squares: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    total: Tensor | None = None
+    unknown: bool = False
+
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Adds a block."""
+        self.squares.append(part["squares"])
+        self.losses.append(part["losses"])
+        self.unknown |= "gradient" not in part
+        if not self.unknown:
+            self.total = part["gradient"] if self.total is None else self.total + part["gradient"].to(self.total.device)
+
+    @property
+    def gradient(self) -> float | None:
+        """The norm of the mean of the gradients, unless there were too many parameters for it."""
+        if self.unknown or self.total is None:
+            return None
+        return float(self.total.norm()) / sum(len(losses) for losses in self.losses)
+
+
+def _part(query: Factors, train: Factors, losses: Tensor, first: bool) -> dict[str, Tensor]:
+    """A finished block: the inner products, and at the first queries what concerns the training examples alone."""
+    part = {"values": query.inner(train)}
+    if first:
+        squares = train.squares()
+        part |= {"squares": squares, "losses": losses}
+        if train.numel * squares.element_size() <= BLOCK_BYTES:
+            part["gradient"] = train.weighted(torch.ones_like(squares)[None])[0]
+    return part
+
+
+def _rest(whole: Tensor, train: Training, at: int, asked: dict[str, Any]) -> Passes[None]:
     """The inner products of the training examples from one on with each other."""
     while at < len(train):
         begin = at
-        mine, _, at = yield from panel(train, begin, **asked)
-        _triangle(whole, mine, begin)
-        step, start = block_rows(mine), at
+        mine = yield from panel(train, begin, **asked)
+        at = mine.stop
+        _triangle(whole, mine.factors, begin)
+        step, start = block_rows(mine.factors), at
         while start < len(train):
             seen = yield Look(at=train[start : start + step], **asked)
-            _place(whole, begin, start, mine.inner(seen.factors))
+            _place(whole, begin, start, mine.factors.inner(seen.factors))
             start += step
 
 
@@ -213,13 +238,19 @@ def _place(whole: Tensor, row: int, column: int, values: Tensor) -> None:
 
 
 def inverse(matrix: Tensor, damping: float) -> Tensor:
-    """The inverse of a symmetric positive semi-definite matrix plus a damping, in double precision.
+    """The inverse of a symmetric positive semi-definite matrix plus a damping, in double precision; see `factored`."""
+    return torch.cholesky_inverse(factored(matrix, damping))
+
+
+def factored(matrix: Tensor, damping: float) -> Tensor:
+    """The lower Cholesky factor of a symmetric positive semi-definite matrix plus a damping, in double precision.
 
     Raises:
         ParameterError: when the damped matrix is singular.
     """
     damped = matrix.double().clone()
     damped.diagonal().add_(damping)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(damped)
     diagonal = factor.diagonal()
     if int(failed) or not float(diagonal.min()) > 1e-7 * float(diagonal.max()):
@@ -228,12 +259,13 @@ def inverse(matrix: Tensor, damping: float) -> Tensor:
             f"the curvature is singular or nearly so with a damping of {damping:.3g} against a mean eigenvalue of "
             f"{mean:.3g}; expected a greater damping, such as 'auto'"
         )
-    return torch.cholesky_inverse(factor)
+    return factor
 
 
-def certificates(found: Kernel, train: Sample) -> list[Check]:
+def certificates(found: Kernel, train: Training) -> list[Check]:
     """What stands beside every influence: what was left out, and whether the model has learnt its training data."""
-    guess = constant_loss(train)
+    labels = train.labels
+    guess = constant_loss(labels)
     share = float(found.losses.double().mean()) / guess if guess > 0 else 0.0
     mean = float(found.squares.double().clamp_min(0).sqrt().mean())
     note = f"the mean training loss as a share of the best constant guess's; gradient norms are {mean:.3g} on average"
@@ -241,16 +273,20 @@ def certificates(found: Kernel, train: Sample) -> list[Check]:
         note += f", that of the mean loss is {found.gradient:.3g}"
     if share >= UNTRAINED:
         note += "; the model looks untrained, so that what an example adds to it says little"
-    return [found.covered, Check.bound("training loss", share, UNTRAINED, note)]
+    checks = [found.covered, Check.bound("training loss", share, UNTRAINED, note)]
+    if found.classes and not labels.is_floating_point():
+        absent = (torch.bincount(labels.reshape(-1), minlength=found.classes) == 0).nonzero()[:, 0].tolist()
+        named = ", ".join(map(str, absent[:10])) + (" and others" if len(absent) > 10 else "")
+        lacking = f"no training example is of the classes {named}, for which none can speak" if absent else "none"
+        checks.append(Check.bound("classes without examples", len(absent), 0, lacking))
+    return checks
 
 
 UNTRAINED = 0.9
 
 
-def constant_loss(train: Sample) -> float:
+def constant_loss(labels: Tensor) -> float:
     """The mean loss of the best guess that does not look at the inputs."""
-    assert isinstance(train.target, Loss)
-    labels = train.target.labels
     if labels.is_floating_point():
         spread = (labels - labels.mean(dim=0)).double().square()
         return float(spread.reshape(len(labels), -1).sum(dim=1).mean())
@@ -259,9 +295,8 @@ def constant_loss(train: Sample) -> float:
     return -float((shares * shares.log()).sum())
 
 
-def shown(train: Sample) -> dict[str, Any]:
+def shown(train: Training) -> dict[str, Any]:
     """What an `Influence` keeps of the training examples: their classes, and the inputs where they are images."""
-    assert isinstance(train.target, Loss)
-    labels = train.target.labels
+    labels, inputs = train.labels, train.source.inputs
     classes = None if labels.is_floating_point() or labels.dim() > 1 else labels
-    return {"train_labels": classes, "train": train.inputs if train.inputs.dim() == 4 else None}
+    return {"train_labels": classes, "train": inputs if inputs is not None and inputs.dim() == 4 else None}

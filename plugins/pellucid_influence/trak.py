@@ -19,7 +19,6 @@ from pellucid import (
     Factors,
     Influence,
     Look,
-    Loss,
     ParameterError,
     Passes,
     Sample,
@@ -27,6 +26,7 @@ from pellucid import (
     Target,
     TargetError,
 )
+from pellucid_influence.data import Training, source, training
 from pellucid_influence.ntk_influence import noise
 from pellucid_influence.training import (
     LOOK,
@@ -34,11 +34,10 @@ from pellucid_influence.training import (
     block_rows,
     certificates,
     check_covered,
-    data,
     inverse,
     kernel,
     shown,
-    training_sample,
+    some,
 )
 
 SHARE = 0.3
@@ -85,7 +84,8 @@ class TRAK(Explainer):
     numbers and takes no ridge; with `projection=None` the kernel is exact.
 
     Attributes:
-        train: `(inputs, labels)` or a TensorDataset; labels are class indices.
+        train: `(inputs, labels)`, tensors or arrays, or a Dataset of such pairs, or a DataLoader of one; labels are
+            class indices.
         models: `state_dict`s of several models, as trained on the same data from other seeds or on parts of them, whose
             answers are averaged; None is the model as it is.
         projection: to how many numbers each gradient is projected; None takes the exact kernel, with training examples
@@ -104,8 +104,8 @@ class TRAK(Explainer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _, labels = data(self.train)
-        if labels.is_floating_point() or labels.dim() != 1:
+        labels = source(self.train).labels
+        if labels is not None and (labels.is_floating_point() or labels.dim() != 1):
             raise ParameterError(
                 f"trak needs class indices (N,) as labels; they are {labels.dtype}, {tuple(labels.shape)}"
             )
@@ -119,9 +119,7 @@ class TRAK(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A forward and a backward pass for each query, training example and model."""
-        losses = training_sample(self.train, sample)
-        assert isinstance(losses.target, Loss)
-        margins = replace(losses, target=Margin(losses.target.labels))
+        margins = replace(training(self.train, sample), target=Margin)
         passes = self._exact if self.projection is None else self._projected
         states: Sequence[Any] = self.models or [None]
         values, own, shares = torch.zeros(()), torch.zeros(()), torch.zeros(())
@@ -131,24 +129,24 @@ class TRAK(Explainer):
             share = torch.sigmoid(-found.losses)
             values, own, shares = values + part, own + selves, shares + share
             found = replace(found, losses=F.softplus(-found.losses), squares=share.square() * found.squares)
-            one = certificates(found, losses)
+            one = certificates(found, margins)
             checks += one if len(states) == 1 else [replace(c, name=f"{c.name}, model {place}") for c in one]
         shares = shares.double() / len(states) ** 2
         kind = sample.inputs.dtype
         return Influence(
-            (values * shares).to(kind), self_influence=(own * shares).to(kind), checks=checks, **shown(losses)
+            (values * shares).to(kind), self_influence=(own * shares).to(kind), checks=checks, **shown(margins)
         )
 
     def _ridge(self, trace: float, size: int) -> float:
         return SHARE * trace / size if self.ridge == "auto" else float(self.ridge)
 
-    def _exact(self, sample: Sample, train: Sample, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
+    def _exact(self, sample: Sample, train: Training, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
         found = yield from kernel(sample, train, self.parameters, state, own=True)
         ridge = self._ridge(float(found.squares.double().sum()), len(train))
         inner = inverse(found.own, ridge)
         return found.values.double() @ inner, 1 - ridge * inner.diagonal(), found
 
-    def _projected(self, sample: Sample, train: Sample, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
+    def _projected(self, sample: Sample, train: Training, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
         assert self.projection is not None
         sketch = Sketch(self.projection, self.draw)
         queries, *_ = yield from sketch.of(sample, self.parameters, state)
@@ -174,15 +172,14 @@ class Sketch:
     _drawn: dict[tuple[str, ...], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def of(
-        self, sample: Sample, parameters: Sequence[str], weights: Any
+        self, sample: Sample | Training, parameters: Sequence[str], weights: Any
     ) -> Passes[tuple[Tensor, Tensor, Tensor, Check]]:
         """The projected gradients (n, size) of a sample's scores, the scores, squared norms, and what is left out."""
         parts, scores, squares, covered = [], [], [], Check.info("")
         step, start = LOOK, 0
         while start < len(sample):
             stop = min(len(sample), start + step)
-            at = sample if stop - start == len(sample) else sample[start:stop]
-            seen = yield Look(at=at, factors=parameters, weights=weights)
+            seen = yield Look(at=some(sample, start, stop), factors=parameters, weights=weights)
             check_covered(seen.factors)
             parts.append(self.projected(seen.factors))
             scores.append(seen.scores)

@@ -11,9 +11,10 @@ from pydantic import InstanceOf
 from torch import nn
 
 from pellucid import Check, Explainer, Influence, Look, ParameterError, Passes, Sample, Trainer, Unsuitable
+from pellucid_influence.data import training
 from pellucid_influence.leave_one_out import small_trainer
 from pellucid_influence.recorded import Recorded
-from pellucid_influence.training import check_covered, shown, training_sample
+from pellucid_influence.training import check_covered, shown
 
 ALIKE = 1e-3
 """How far, as a share of the greatest, the trained model's scores may be from those of the explained one."""
@@ -74,7 +75,7 @@ class Unrolled(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """For each seed a training, a forward and a backward pass of the queries, and the way back."""
-        train = training_sample(self.trainer.train, sample)
+        train = training(self.trainer.train, sample)
         own = yield Look(at=sample)
         values = torch.zeros(len(sample), len(self.trainer)).to(sample.inputs)
         scores = torch.zeros_like(own.scores)

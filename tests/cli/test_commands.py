@@ -219,6 +219,40 @@ def test_doctor_examines_a_model(place, call):
         assert works[name]["works"], works[name]
 
 
+DETECTOR = """
+import torch
+from torch import nn
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        scores = self.head(torch.relu(self.backbone(x)).mean(dim=(2, 3))).sigmoid()
+        boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 16.0, 16.0]])
+        return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": row} for row in scores]
+
+
+def make():
+    torch.manual_seed(0)
+    return Detector().eval()
+"""
+
+
+def test_doctor_examines_a_detector_by_any_object_that_it_finds(place, call):
+    (place / "net_of_commands.py").write_text(DETECTOR)
+    code, out, err = call("doctor", MODEL, "--shape", "3,16,16", "--json")
+    assert code == 0, err
+    model = json.loads(out)["model"]
+    assert model["output"] == "detections"
+    assert all(seconds > 0 for seconds in model["seconds"].values())
+    works = {one["name"]: one for one in model["techniques"]}
+    for name in ("saliency", "integrated_gradients", "occlusion", "rise", "pixel_flipping"):
+        assert works[name]["works"], works[name]
+
+
 def test_doctor_prints_a_model_for_people(place, call):
     code, out, err = call("doctor", MODEL, "--shape", "3,32,32")
     assert code == 0, err

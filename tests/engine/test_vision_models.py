@@ -192,6 +192,33 @@ def detected(model, images):
         return model(images)
 
 
+@pytest.mark.parametrize("name", ["fasterrcnn", "ssdlite"])
+def test_optimised_detectors_are_compared_by_what_their_detections_are_made_of(name):
+    model = made(name)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    objects = Detected.of(detected(model, images))
+    plain = pellucid.explain(model, images, "saliency", objects)
+    fast = pellucid.explain(pellucid.adapt(model, optimize=True), images, "saliency", objects)
+    check = fast.checks.named("optimised outputs")
+    assert float(check.value) < 1e-9
+    torch.testing.assert_close(fast.values, plain.values, rtol=0, atol=1e-6 * float(plain.values.abs().max()))
+
+
+def test_a_detector_of_which_no_layer_is_known_says_why_it_is_not_optimised():
+    class Alien(torch.nn.Conv2d):
+        def forward(self, x):
+            scores = super().forward(x).mean(dim=(2, 3)).sigmoid()
+            boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 16.0, 16.0]])
+            return [{"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": row} for row in scores]
+
+    model, images = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), Alien(2, 2, 3)), torch.rand(1, 3, 16, 16)
+    objects = Detected.of(detected(model, images))
+    with pytest.raises(ModelError, match=r"optimize=True compares.*name a layer to compare by"):
+        pellucid.explain(pellucid.adapt(model, optimize=True), images, "saliency", objects)
+    named = pellucid.explain(pellucid.adapt(model, optimize=True, layer="0"), images, "saliency", objects)
+    assert named.checks.named("optimised outputs").passed
+
+
 def plainly(model, images, classes, boxes):
     """The match of each image's object, the image shown alone."""
     scores = []

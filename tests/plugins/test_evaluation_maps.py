@@ -36,8 +36,7 @@ def test_a_map_that_keeps_everything_scores_one_whatever_its_size_and_turn(metri
     labels = torch.arange(40) % 2
     expected = scored(states, states, metric, labels)
     torch.testing.assert_close(scored(states, 7 * states @ turn + 3, metric, labels), expected)
-    if metric != "temporal_stability":
-        torch.testing.assert_close(expected, torch.ones_like(expected))
+    torch.testing.assert_close(expected, torch.ones_like(expected))
 
 
 @pytest.mark.parametrize("metric", EVERY)
@@ -102,6 +101,19 @@ def test_what_stands_still_should_be_drawn_still():
     assert float(scored(states, states, "temporal_stability")[0]) == 1
     shaken = states + 0.3 * torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
     assert float(scored(states, shaken, "temporal_stability")[0]) < 0.8
+    slow = made(seed=4)  # nothing stands quite still: a map that stops the slowest gains nothing by it
+    lengths = slow.diff(dim=0).norm(dim=-1).flatten()
+    least = lengths.argsort()[:16]
+    stopped = slow.diff(dim=0).flatten(0, 1)
+    stopped[least] = 0
+    stopped = torch.cat([slow[:1], slow[:1] + stopped.view(4, 40, 2).cumsum(dim=0)])
+    assert float(scored(slow, stopped, "temporal_stability")[0]) == 1
+    doubled = slow.diff(dim=0).flatten(0, 1)
+    doubled[least] *= 2
+    drawn = doubled.norm(dim=-1)
+    doubled = torch.cat([slow[:1], slow[:1] + doubled.view(4, 40, 2).cumsum(dim=0)])
+    share = [1 - float(one[least].mean() / one.mean()) for one in (drawn, lengths)]
+    assert float(scored(slow, doubled, "temporal_stability")[0]) == pytest.approx(share[0] / share[1])
 
 
 def test_a_boundary_that_is_drawn_apart_costs():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import pellucid
+from pellucid_projection import variance
 from pellucid_projection.pca import PCA
 
 
@@ -40,6 +41,43 @@ def test_the_axes_solve_the_covariances_eigenproblem():
     torch.testing.assert_close(axes.components @ axes.components.T, torch.eye(6, dtype=torch.float64))
     assert float(axes.ratio.sum()) == pytest.approx(1)
     torch.testing.assert_close(axes.restore(axes.transform(points)), points)
+
+
+def test_a_read_only_memory_map_is_read_in_blocks(tmp_path, monkeypatch):
+    points = states(300, 40).float()
+    np.save(tmp_path / "states.npy", points.numpy())
+    mapped = np.load(tmp_path / "states.npy", mmap_mode="r")
+    expected = pellucid.project(points, "pca").values
+    monkeypatch.setattr(variance, "BLOCK", 40 * 7)
+    sizes = []
+    monkeypatch.setattr(variance, "blocks", counted(variance.blocks, sizes))
+    torch.testing.assert_close(pellucid.project(mapped, "pca").values, expected, rtol=1e-5, atol=1e-5)
+    assert set(sizes) == {7}
+    through = np.load(tmp_path / "states.npy", mmap_mode="r").reshape(3, 100, 40)
+    torch.testing.assert_close(pellucid.project(through, "pca").values.flatten(0, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def counted(blocks, sizes):
+    def watched(points):
+        for rows in blocks(points):
+            sizes.append(rows.stop - rows.start)
+            yield rows
+
+    return watched
+
+
+@pytest.mark.parametrize(("n", "d", "dtype"), [(90, 70, torch.float64), (70, 90, torch.float32)])
+def test_the_krylov_space_finds_the_axes_of_many_states_and_features(n, d, dtype, monkeypatch):
+    points = states(n, d).to(dtype)
+    exact = PCA(n_components=3).project(points)
+    monkeypatch.setattr(variance, "DENSE", 8)
+    found = PCA(n_components=3).project(points)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-5
+    torch.testing.assert_close(found.values, exact.values, rtol=0, atol=tolerance * float(exact.values.abs().max()))
+    assert found.checks.named("residual").passed
+    flat = torch.randn(400, 300, generator=torch.Generator().manual_seed(0))  # whose axes nothing tells apart
+    monkeypatch.setattr(variance, "STEPS", 2)
+    assert not PCA().project(flat).checks.named("residual").passed
 
 
 @pytest.mark.parametrize("d", [5, 40])

@@ -17,9 +17,10 @@ def test_a_context_records_the_start_the_scheduled_steps_and_the_end(net, data, 
     images, labels = data
     with pellucid.Recorder(net, images, layers=["fc"], path=tmp_path, labels=labels) as recorder:
         train(net, 13)
-    assert recorder.captured == [0, 1, 2, 3, 4, 6, 8, 11, 13]
-    assert load(tmp_path)["run"].steps == (0, 1, 2, 3, 4, 6, 8, 11, 13)
+    assert recorder.captured == [0, 1, 2, 4, 8, 13]
+    assert load(tmp_path)["run"].steps == (0, 1, 2, 4, 8, 13)
     assert recorder.seconds > 0
+    assert recorder.overhead > 0
 
 
 def test_what_is_recorded_is_what_the_network_gives_in_eval_mode(net, data, train, tmp_path):
@@ -193,7 +194,7 @@ def test_a_model_of_several_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        ("log", [0, 1, 2, 3, 4, 6, 8, 11, 16, 23]),
+        ("log", [0, 1, 2, 4, 8, 16]),
         (10, [0, 10, 20]),
         ([5, 7], [0, 5, 7]),
         (lambda step: step > 22, [0, 23, 24]),
@@ -203,11 +204,11 @@ def test_schedules(every, expected):
     assert [step for step in range(25) if due(every)(step)] == expected
 
 
-def test_a_million_steps_are_looked_at_40_times():
-    steps = {0, 3} | {round(2 ** (power / 2)) for power in range(40)}
+def test_a_million_steps_are_looked_at_31_times():
+    steps = {0} | {2**power for power in range(20)} | {round(2 ** (power + 0.5)) for power in range(10, 20)}
     chosen = due("log")
     assert {step for step in range(1_000_001) if chosen(step)} == steps
-    assert len(steps) == 40
+    assert len(steps) == 31
 
 
 @pytest.mark.parametrize("every", ["often", 0, -1, True, 1.5, [1, "two"], [-1]])
@@ -254,20 +255,3 @@ def test_a_recorder_is_entered_once(net, data, tmp_path):
         recorder,
     ):
         pass
-
-
-def test_a_callback_of_transformers(net, data, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    recorder = pellucid.Recorder(net, data[0], path=tmp_path, every=2)
-    callback = recorder.callback("transformers")
-    assert isinstance(callback, transformers.TrainerCallback)
-    callback.on_train_begin(None, None, None, model=net)
-    for _ in range(5):
-        callback.on_step_end(None, None, None, model=net)
-    callback.on_train_end(None, None, None)
-    assert recorder.captured == [0, 2, 4, 5]
-
-
-def test_other_callbacks_are_refused(net, data, tmp_path):
-    with pytest.raises(pellucid.ParameterError, match="lightning"):
-        pellucid.Recorder(net, data[0], path=tmp_path).callback("lightening")

@@ -1,6 +1,7 @@
 """Recordings read again: states, what is made of them, and recordings that are not whole."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import pellucid
 from pellucid import States
-from pellucid.recorder import load
+from pellucid.recorder import load, save_page
 
 
 @pytest.fixture
@@ -48,6 +49,38 @@ def test_networks_are_points_at_their_common_steps(recording):
     assert torch.equal(networks.values[0, 0], networks.values[0, 1])
     places = networks.project("in_pca", n_classes=3).values
     assert torch.equal(places[0, 0], places[0, 1])
+
+
+def test_networks_are_points_by_their_weights_or_a_layer_too(net, data, train, tmp_path):
+    for rate in (0.05, 0.2):
+        model = copy.deepcopy(net)
+        optimiser = torch.optim.SGD(model.parameters(), lr=rate)
+        with pellucid.Recorder(
+            model, data[0], layers=["fc"], path=tmp_path, run=f"rate={rate}", every=2, parameters=True
+        ):
+            train(model, 4, optimiser)
+    recording = load(tmp_path)
+    weights, features = recording.networks("parameters"), recording.networks("fc")
+    count = sum(parameter.numel() for parameter in net.parameters())
+    assert weights.values.shape == (3, 2, count)
+    assert features.values.shape == (3, 2, 48 * 16)
+    assert torch.equal(weights.values[0, 0], nn.utils.parameters_to_vector(net.parameters()))
+    slow, fast = weights.moved
+    assert fast > slow > 0
+    ours, control = (one.project("pca").explained[0] for one in (weights, weights.random_walk()))
+    assert 0 < control < ours <= 1
+    with pytest.raises(pellucid.LayerError, match="no layer 'fc2'"):
+        recording.networks("fc2")
+
+
+def test_networks_of_several_architectures_share_the_function_space_only(net, data, tmp_path):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    pellucid.Recorder(net, data[0], path=tmp_path, run="cnn", parameters=True).capture()
+    pellucid.Recorder(other, data[0], path=tmp_path, run="linear", parameters=True).capture()
+    recording = load(tmp_path)
+    assert recording.networks().values.shape == (1, 2, 144)
+    with pytest.raises(pellucid.InputError, match="expected one shape"):
+        recording.networks("parameters")
 
 
 def test_networks_of_other_probes_or_without_common_steps_are_not_compared(net, data, tmp_path):
@@ -107,6 +140,57 @@ def test_a_layer_that_changed_its_width_is_told_by_step(net, data, tmp_path):
 def states(values=None, outputs=None, labels=None):
     values = torch.rand(4, 6, 5, generator=torch.Generator().manual_seed(0)) if values is None else values
     return States(values, torch.arange(len(values)) * 10, outputs=outputs, labels=labels)
+
+
+def test_a_training_that_diverges_is_recorded_to_its_end(net, data, train, tmp_path):
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pellucid.Recorder(net, data[0], layers=["fc"], every=1, path=tmp_path, labels=data[1]) as recorder:
+
+        def spoil():
+            if recorder.steps == 3:
+                nn.init.constant_(net.head.weight, torch.nan)
+                nn.init.constant_(net.fc.weight, torch.inf)
+
+        train(net, 5, optimiser, after=spoil)
+    found = load(tmp_path).states("fc")
+    assert found.finite.tolist() == [True, True, True, True, False, False]
+    assert (found.predictions[4:] == -1).all()
+    assert (found.predictions[:4] >= 0).all()
+    assert found.moved.isfinite().all()
+    made = found.project("pca")
+    assert made.values[4:].isnan().all()
+    assert save_page(made, found, tmp_path / "map.html").exists()
+
+
+def test_a_layer_that_was_renamed_between_runs_is_read_by_both_names(net, data, train, tmp_path):
+    renamed = nn.Sequential(OrderedDict(body=nn.Flatten(), dense=nn.Linear(64, 16), head=nn.Linear(16, 3)))
+    pellucid.Recorder(net, data[0], layers=["fc"], path=tmp_path, run="old").capture()
+    pellucid.Recorder(renamed, data[0], layers=["dense"], path=tmp_path, run="new").capture()
+    recording = load(tmp_path)
+    names = {"old": "fc", "new": "dense"}
+    assert recording.states(names, "old").over == "fc"
+    assert recording.states(names, "new").values.shape == (1, 48, 16)
+    with pytest.raises(pellucid.LayerError, match=r"run 'new' has no layer 'fc'.*'dense'"):
+        recording.states("fc", "new")
+    with pytest.raises(pellucid.InputError, match="was recorded with the layers"):
+        pellucid.Recorder(renamed, data[0], layers=["dense"], path=tmp_path, run="old", resume=True)
+
+
+def test_few_points_and_one_capture_have_a_map():
+    values = torch.rand(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    for given in (values, values[:1], values[:, :2], values[:, :1]):
+        made = states(given).project()
+        assert made.values.shape == (*given.shape[:2], 2)
+        assert made.values.isfinite().all()
+    with pytest.raises(pellucid.InputError, match="at least two"):
+        states(values[:1, :1]).project()
+
+
+def test_frames_of_different_points_are_refused():
+    with pytest.raises(pellucid.InputError, match=r"\(5, 3\), \(4, 3\).*same points"):
+        pellucid.project([torch.rand(5, 3), torch.rand(4, 3)], "pca")
+    with pytest.raises(pellucid.InputError, match="a map of these states"):
+        save_page(states(torch.rand(4, 5, 3)).project("pca"), states(torch.rand(4, 4, 3)), "map.html")
 
 
 def test_a_run_that_diverged_is_shown_up_to_there():

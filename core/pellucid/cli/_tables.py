@@ -11,6 +11,9 @@ from pellucid.results import Scores
 if TYPE_CHECKING:
     from rich.table import Table
 
+MOST_INPUTS = 12
+"""So many inputs' predictions are printed."""
+
 
 def summary(result: PipelineResult) -> dict[str, Any]:
     """What a pipeline gave, of JSON's types: what `run.json` has, and the ranking of the scores."""
@@ -55,8 +58,11 @@ def show(result: PipelineResult) -> None:
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    for guess in predictions(result):
+    guesses = predictions(result)
+    for guess in guesses[:MOST_INPUTS]:
         console.print(f"{guess['input']}: {guess['name']} ({guess['probability']:.0%})", markup=False)
+    if len(guesses) > MOST_INPUTS:
+        console.print(f"... and {len(guesses) - MOST_INPUTS} inputs more")
     if result.results:
         console.print(_table(result))
 

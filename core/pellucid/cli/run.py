@@ -44,5 +44,7 @@ def execute(pipeline: Pipeline, out: Path, *, as_json: bool, trust: bool = False
         show(result)
         cost = result.cost
         print(f"{cost.forward} forward and {cost.backward} backward passes, {result.seconds:.1f} s in all.")
+        for page in result.pages.values():
+            print(f"Map: {page}")
         print(f"Report: {result.report}" if result.report is not None else f"Results: {result.folder}")
     return 0 if result.ok else 1

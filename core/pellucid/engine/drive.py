@@ -18,6 +18,15 @@ class Cost:
     calls: int = 0
     seconds: float = 0.0
 
+    def __add__(self, other: Cost) -> Cost:
+        """What both took."""
+        return Cost(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.calls + other.calls,
+            self.seconds + other.seconds,
+        )
+
 
 @dataclass(eq=False)
 class Drive:

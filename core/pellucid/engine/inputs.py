@@ -120,7 +120,7 @@ def _tensor(what: str, value: Any) -> Tensor:
         array = np.asarray(value)
         if array.dtype == object:
             raise TypeError("mixed or ragged values")
-        # Of an array that cannot be written torch warns; one that is memory-mapped with mode "c" can, and stays on disk.
+        # Torch warns of arrays that cannot be written, such as one that is memory-mapped to be read.
         return torch.as_tensor(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         raise InputError(

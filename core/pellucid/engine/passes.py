@@ -23,6 +23,7 @@ from pellucid.engine.scores import DETACHED, ScoredRows, by_inputs, by_layer, ch
 from pellucid.engine.segment import INPUT, By, Segment, Taken
 from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
 from pellucid.errors import LayerError, ModelError, PellucidError, Unsuitable
+from pellucid.protocol.blocks import digest
 from pellucid.protocol.factors import Factors
 from pellucid.protocol.leaves import Leaves, each, tensors_of
 from pellucid.protocol.sample import Frame, Sample
@@ -106,7 +107,7 @@ class Engine:
         place = self.trace(sample.frame, sample.inputs, sample.frame.extras).find(layer)
         if place.module in self.folded:
             raise LayerError(
-                f"layer '{layer}' was folded into its BatchNorm by optimize=True; adapt the model without it, or name "
+                f"layer '{layer}' was folded into its neighbour by optimize=True; adapt the model without it, or name "
                 "the layer as a technique's parameter"
             )
         return place
@@ -259,6 +260,11 @@ class Engine:
         check_rows(watch.kept, rows)
         taken = score(self.adapter, segments, raw, watch.kept, rows)
         return self._differentiate(segments, taken, watch.kept, leaves, uses)
+
+    def digest(self, weights: Mapping[str, Tensor] | None = None) -> str:
+        """A digest of the model's structure and weights, or of those that stand for its own."""
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers()), **(weights or {})}
+        return digest(repr(self.module), named)
 
     def _fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the model's own types, on its device.

@@ -156,6 +156,7 @@ class Request:
             layers=layers,
             ledger=self._ledger(n),
             reference_scores=all_scores(self.reference_scores),
+            digest=self.engine.digest(self.look.weights) if self.look.digest else "",
             **found,
         )
 
@@ -178,8 +179,16 @@ def _check_rules(name: str, look: Look) -> None:
         return
     if not isinstance(rules, RuleSet):
         raise ProtocolError(f"technique '{name}' looks by rules that are a {type(rules).__name__}; expected a RuleSet")
-    if look.weights is not None or look.factors:
-        raise ProtocolError(f"technique '{name}' asks for weights or factors together with rules; look for them apart")
+    if look.factors:
+        raise ProtocolError(
+            f"technique '{name}' asks for factors by rules; they are gradients by parameters, which rules do not "
+            "carry: yield a look of their own for them, side by side with `together`"
+        )
+    if look.weights is not None:
+        raise ProtocolError(
+            f"technique '{name}' asks for other weights together with rules; a captured graph holds the model's own: "
+            "load the weights into the model and explain it"
+        )
     if rules.needs_reference and reference is None:
         raise ProtocolError(f"the rule set '{rules.name}' compares with a reference; give Look(..., reference=sample)")
     if reference is None:

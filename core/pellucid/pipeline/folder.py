@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pellucid.errors import SavedFileError
-from pellucid.results import Explanation, Scores
+from pellucid.pipeline.choice import RECORDING, Choice, quality
+from pellucid.results import Attribution, Explanation, Projection, Scores
+
+if TYPE_CHECKING:
+    from pellucid.pipeline.result import PipelineResult
+    from pellucid.recorder import States
 
 
 def writable(folder: str | Path) -> Path:
@@ -68,6 +74,42 @@ def write_scores(folder: Path, scores: Scores, names: list[str]) -> None:
         for metric, ranks in scores.ranking().items()
     }
     write_json(folder / "scores.json", ranked)
+
+
+def write_pages(
+    folder: Path, states: States, maps: Iterable[str], choices: Iterable[Choice], result: PipelineResult
+) -> dict[str, Path]:
+    """Writes an interactive page for each map of recorded states on two axes; points lead to their explanations.
+
+    Args:
+        folder: where.
+        states: the recorded states.
+        maps: the steps that mapped them.
+        choices: what marked points; the page can colour by the qualities that they are made of.
+        result: the pipeline's.
+    """
+    from pellucid.recorder import save_page
+
+    shown = {name: one for name, one in result.explanations.items() if isinstance(one, Attribution)}
+    sources = {RECORDING: states, **result.results}
+    colours = {
+        f"{one.most} ({one.of})".replace("_", "-"): quality(sources[one.of], one.most)
+        for one in choices
+        if one.most is not None and one.of in sources
+    }
+    return {
+        name: save_page(
+            cast(Projection, result.results[name]),
+            states,
+            folder / f"{name}.html",
+            title=name.replace("_", " "),
+            colours=colours,
+            explanations=shown,
+            at=result.rows,
+        )
+        for name in maps
+        if name in result.results and result.results[name].values.shape[-1] == 2
+    }
 
 
 def _finite(value: Any) -> Any:

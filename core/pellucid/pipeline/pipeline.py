@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pellucid.data.references import Reference, looks_like_reference
-from pellucid.errors import BadReference
-from pellucid.pipeline.plan import Plan, make_plan
+from pellucid.errors import BadReference, PellucidError, PipelineError
+from pellucid.pipeline.plan import Plan, joined, make_plan
 from pellucid.pipeline.spec import read_yaml
 
 if TYPE_CHECKING:
     from pellucid.pipeline.progress import Progress
     from pellucid.pipeline.result import PipelineResult
+    from pellucid.recorder import States
 
 
 class Pipeline:
@@ -24,10 +25,17 @@ class Pipeline:
 
     * an explainer explains the inputs; `of` another explainer step, it is made of that one's technique (`smoothgrad` of
       `ig`);
-    * an evaluator scores explainer steps, one or a list, with `controls` beside them (true, false or a list);
-    * a projector maps the values of one explainer step.
+    * an evaluator scores explainer steps, one or a list, with `controls` beside them (true, false or a list); one of
+      maps scores projector steps;
+    * a projector maps the values of one explainer step, or of "recording".
 
-    All explainers run together and share their passes.
+    All explainers run together and share their passes. An explainer explains some of the inputs alone where `at` says
+    which, and a projector's `mark` says which are marked on its map: the exemplars of a step, or those that have most
+    of something (`{of: recording, most: moved, count: 8}`; see `Choice`).
+
+    With `data: {recording: FOLDER, layer: NAME}` the inputs are the probe of a recorded training run, a map of
+    "recording" is one through time, and it is written as an interactive page too, on which each point leads to its
+    explanations; `$inputs`, `$labels` and `$examples` stand for the probe in parameters.
 
     Args:
         description: the mapping that a YAML file holds. Values may be objects: a model, an instance of a technique.
@@ -46,7 +54,12 @@ class Pipeline:
         self.description = dict(description)
         self._model = self.description.get("model") if model is None else model
         self._inputs = inputs
-        self.plan: Plan = make_plan(self.description, self._problems())
+        self.states: States | None = None
+        problems = self._problems()
+        if inputs is None and (unreadable := self._read_recording()):
+            # Without the recording, most of what the steps say means nothing.
+            raise PipelineError(joined([*problems, unreadable]))
+        self.plan: Plan = make_plan(self.description, problems, self._words())
 
     @classmethod
     def from_yaml(cls, path: str | Path, *, model: Any = None, inputs: Any = None) -> Pipeline:
@@ -106,6 +119,30 @@ class Pipeline:
         data = self.plan.settings.data
         return [] if data is None else list(data.texts or ())
 
+    def _read_recording(self) -> str:
+        """Reads the recorded states and takes the probe as inputs; what is wrong with them is returned, or ""."""
+        data = self.description.get("data")
+        if not isinstance(data, Mapping) or not isinstance(data.get("recording"), (str, Path)):
+            return ""
+        from pellucid.recorder import load
+
+        try:
+            recording = load(self.base / Path(data["recording"]).expanduser())
+            self.states = recording.states(str(data.get("layer", "output")), data.get("run"))
+            self._inputs = recording.run(data.get("run")).probe.inputs
+        except PellucidError as error:
+            return f"field 'data.recording': {error}"
+        return ""
+
+    def _words(self) -> dict[str, Any]:
+        """What stands for the recording's examples in parameters."""
+        if self.states is None:
+            return {}
+        words = {"$inputs": self._inputs}
+        if self.states.labels is not None:
+            words |= {"$labels": self.states.labels, "$examples": (self._inputs, self.states.labels)}
+        return words
+
     def _placed(self, spec: Any) -> Any:
         if isinstance(spec, str) and looks_like_reference(spec):
             return spec
@@ -123,6 +160,6 @@ class Pipeline:
         if self._inputs is None and self.description.get("data") is None:
             problems.append(
                 "field 'data': missing; expected {images: [FILE, FOLDER or REFERENCE, ...]}, "
-                "{texts: [TEXT or FILE.txt, ...]}, or inputs=..."
+                "{texts: [TEXT or FILE.txt, ...]}, {recording: FOLDER}, or inputs=..."
             )
         return problems

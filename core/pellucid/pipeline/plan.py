@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pellucid.errors import ParameterError, PellucidError, PipelineError, nearest
+from pellucid.pipeline.choice import QUALITIES, RECORDING, Choice
 from pellucid.pipeline.spec import Settings, Step, parse
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.registry import Technique
@@ -25,6 +27,8 @@ class Planned:
         technique: the instance; one that is composed of another step has that step's instance.
         of: the steps whose results it takes; for an explainer, the one that it is composed of.
         controls: for an evaluator, which controls are scored beside the explanations.
+        at: for an explainer, which of the inputs it explains; None is all.
+        mark: for a projector, which of the inputs are marked.
     """
 
     name: str
@@ -32,6 +36,15 @@ class Planned:
     technique: Any
     of: tuple[str, ...] = ()
     controls: bool | tuple[str, ...] = True
+    at: Choice | None = None
+    mark: tuple[Choice, ...] = ()
+
+    @property
+    def waits_for(self) -> set[str]:
+        """The steps that must have run before this one."""
+        results = () if self.kind == "explainer" else self.of
+        choices = () if self.at is None else (self.at,)
+        return {*results, *(one.of for one in (*choices, *self.mark))} - {RECORDING, self.name}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,26 +64,28 @@ class Plan:
         return {name: step for name, step in self.steps.items() if step.kind == kind}
 
 
-def make_plan(given: Mapping[str, Any], further: list[str]) -> Plan:
+def make_plan(given: Mapping[str, Any], further: list[str], words: Mapping[str, Any] = MappingProxyType({})) -> Plan:
     """Makes a plan of a description.
 
     Args:
         given: the description.
         further: what is already known to be wrong.
+        words: what stands for the recording's examples in parameters; empty without a recording.
 
     Raises:
         PipelineError: with everything that is wrong, naming steps and fields.
     """
     settings, steps, problems = parse(given)
     declared = [str(name) for name in given.get("steps") or ()] if isinstance(given.get("steps"), Mapping) else []
-    planned = _Planner(steps, declared, problems).run()
+    planned = _Planner(steps, declared, problems, words).run()
     problems += further
     if problems:
-        raise PipelineError(_joined(problems))
+        raise PipelineError(joined(problems))
     return Plan(settings, {name: planned[name] for name in steps})
 
 
-def _joined(problems: list[str]) -> str:
+def joined(problems: Sequence[str]) -> str:
+    """What is wrong with a pipeline, in one message."""
     if len(problems) == 1:
         return f"the pipeline cannot run: {problems[0]}"
     listed = "\n".join(f"({place}) {problem}" for place, problem in enumerate(problems, start=1))
@@ -80,8 +95,10 @@ def _joined(problems: list[str]) -> str:
 class _Planner:
     """Checks steps and makes their techniques, each after those that it is composed of."""
 
-    def __init__(self, steps: dict[str, Step], declared: list[str], problems: list[str]) -> None:
-        self.steps, self.declared, self.problems = steps, declared, problems
+    def __init__(
+        self, steps: dict[str, Step], declared: list[str], problems: list[str], words: Mapping[str, Any]
+    ) -> None:
+        self.steps, self.declared, self.problems, self.words = steps, declared, problems, words
         self.kinds: dict[str, str] = {}
         self.records: dict[str, Technique | None] = {}
         self.planned: dict[str, Planned] = {}
@@ -95,7 +112,7 @@ class _Planner:
         while ready := [
             name
             for name in self.steps
-            if name in sound and name not in self.planned and all(of in self.planned for of in self.steps[name].of)
+            if name in sound and name not in self.planned and self._known(self.steps[name].of) <= set(self.planned)
         ]:
             for name in ready:
                 sound.discard(name)
@@ -133,7 +150,9 @@ class _Planner:
             paths = [[start]]
             while paths:
                 path = paths.pop()
-                for next_step in self.steps[path[-1]].of:
+                taken = self.steps[path[-1]]
+                chosen = [one.of for one in taken.choices if one.of != path[-1] or taken.at is one]
+                for next_step in [*taken.of, *chosen]:
                     if next_step == start:
                         if start not in on:
                             told = " -> ".join(f"'{name}'" for name in [*path, start])
@@ -143,33 +162,86 @@ class _Planner:
                         paths.append([*path, next_step])
         return on
 
+    def _known(self, of: Iterable[str]) -> set[str]:
+        """Those of the names that are steps."""
+        return set(of) - ({RECORDING} if self.words else set())
+
     def _check_of(self, name: str) -> bool:
         """Whether a step takes what a step of its kind can take."""
         step, kind, known = self.steps[name], self.kinds[name], len(self.problems)
+        if name == RECORDING and self.words:
+            self._say(name, "of", "with a recording, no step can have its name; give the step another one")
+        wanted = "projector" if kind == "evaluator" and self._scores_maps(name) else "explainer"
         for of in dict.fromkeys(step.of):
-            if of not in self.declared:
-                others = [other for other in self.declared if other != name]
-                told = f"no step '{of}'.{nearest(of, others) or ' The steps are ' + ', '.join(others)}"
-                self._say(name, "of", told)
-            elif of != name and self.kinds.get(of, "explainer") != "explainer":
-                self._say(name, "of", f"'{of}' is a {self.kinds[of]}; a step of kind {kind} takes explainer steps")
+            if of == RECORDING and self.words:
+                if kind != "projector":
+                    self._say(name, "of", f"a step of kind {kind} cannot take '{RECORDING}', which projectors map")
+            elif self._exists(name, "of", of) and of != name and self.kinds.get(of, wanted) != wanted:
+                self._say(name, "of", f"'{of}' is a {self.kinds[of]}; a step of kind {kind} takes {wanted} steps")
+            elif kind == "evaluator" and of in self.steps and self.steps[of].at is not None:
+                self._say(name, "of", f"'{of}' explains some of the inputs only; score a step that explains all")
         if len(set(step.of)) < len(step.of):
             self._say(name, "of", "names a step twice")
         if kind != "explainer" and not step.of:
-            self._say(name, "of", f"missing; expected the explainer step{'s' * (kind == 'evaluator')} that it takes")
+            self._say(name, "of", f"missing; expected the {wanted} step{'s' * (kind == 'evaluator')} that it takes")
         if kind != "evaluator" and len(step.of) > 1:
             self._say(name, "of", f"{len(step.of)} steps; a step of kind {kind} takes one")
+        if wanted == "projector" and len({tuple(self.steps[of].of) for of in step.of if of in self.steps}) > 1:
+            self._say(name, "of", "maps of different states; score them in a step for each")
         if kind == "explainer" and step.of and "of" not in self._parameters(name):
             self._say(name, "of", f"'{_called(step.use)}' is not made of another explainer; leave it out")
-        if kind != "evaluator" and "controls" in step.model_fields_set:
-            self._say(name, "controls", "only evaluators score controls; leave it out")
+        self._check_fields(name, step, kind)
+        return len(self.problems) == known
+
+    def _check_fields(self, name: str, step: Step, kind: str) -> None:
+        """Whether a step has the fields of its kind only, and what they name exists."""
+        for field, owner, what in (
+            ("controls", "evaluator", "evaluators score controls"),
+            ("at", "explainer", "explainers explain some of the inputs"),
+            ("mark", "projector", "projectors mark points"),
+        ):
+            if kind != owner and field in step.model_fields_set:
+                self._say(name, field, f"only {what}; leave it out")
         if isinstance(step.controls, list):
             for control in step.controls:
                 try:
                     technique(control)
                 except PellucidError as error:
                     self._say(name, "controls", error)
-        return len(self.problems) == known
+        if step.mark and any(of in self.steps and self.steps[of].at is not None for of in step.of):
+            self._say(name, "mark", "this map is of some of the inputs only; mark a map of all")
+        for choice in step.choices:
+            field = "at" if choice is step.at else "mark"
+            if choice.of == RECORDING and self.words:
+                self._check_choice(name, field, choice, QUALITIES[RECORDING])
+            elif self._exists(name, field, choice.of) and choice.of in self.kinds:
+                record = self.records[choice.of]  # None of an instance, which is seen when it has run
+                if record is not None and record.output not in QUALITIES:
+                    self._say(name, field, f"'{choice.of}' chooses no inputs; expected exemplars, influence or a map")
+                elif record is not None:
+                    self._check_choice(name, field, choice, QUALITIES[record.output])
+                if self.steps[choice.of].at is not None:
+                    self._say(name, field, f"'{choice.of}' explains some of the inputs only, and cannot choose of all")
+
+    def _check_choice(self, name: str, field: str, choice: Choice, qualities: Sequence[str]) -> None:
+        if choice.most is None and qualities:
+            self._say(name, field, f"missing 'most' and 'count'; '{choice.of}' knows what is most {_or(qualities)}")
+        elif choice.most is not None and choice.most not in qualities:
+            told = f"expected {_or(qualities)}" if qualities else "it gives exemplars, which have a 'kind'"
+            self._say(name, field, f"'{choice.of}' does not know what is most '{choice.most}'; {told}")
+
+    def _exists(self, name: str, field: str, of: str) -> bool:
+        if of in self.declared:
+            return True
+        others = [other for other in self.declared if other != name]
+        reason = "; it is there with data: {recording: FOLDER}" if of == RECORDING else ""
+        told = reason or nearest(of, others) or " The steps are " + ", ".join(others)
+        self._say(name, field, f"no step '{of}'{'' if reason else '.'}{told}")
+        return False
+
+    def _scores_maps(self, name: str) -> bool:
+        record = self.records[name]
+        return record is not None and record.explains == "projection"
 
     def _parameters(self, name: str) -> list[str]:
         record = self.records[name]
@@ -181,7 +253,7 @@ class _Planner:
         step = self.steps[name]
         if not self._check_parameters(name):
             return
-        parameters = step.parameters
+        parameters = {field: self._meant(value) for field, value in step.parameters.items()}
         if self.kinds[name] == "explainer" and step.of:
             parameters["of"] = self.planned[step.of[0]].technique
         try:
@@ -191,7 +263,10 @@ class _Planner:
             self.problems.append(f"step '{name}': {error}")
             return
         controls = tuple(step.controls) if isinstance(step.controls, list) else step.controls
-        self.planned[name] = Planned(name, self.kinds[name], made, tuple(step.of), controls)
+        self.planned[name] = Planned(name, self.kinds[name], made, tuple(step.of), controls, step.at, tuple(step.mark))
+
+    def _meant(self, value: Any) -> Any:
+        return self.words.get(value, value) if isinstance(value, str) else value
 
     def _check_parameters(self, name: str) -> bool:
         """Whether a step's parameters exist and have values that the technique takes, each looked at by itself."""
@@ -212,9 +287,13 @@ class _Planner:
                     listed = nearest(field, fields) or f" Its parameters are {', '.join(known) or 'none'}."
                     self._say(name, field, f"'{record.name}' has no such parameter.{listed}")
                     self.wrong.add(name)
+                elif isinstance(value, str) and value.startswith("$") and value not in self.words:
+                    known_words = f"expected {_or(list(self.words))}" if self.words else "such words are of a recording"
+                    self._say(name, field, f"'{value}' stands for nothing; {known_words}")
+                    self.wrong.add(name)
                 elif needed <= {field}:
                     try:
-                        record.create(**{field: value})
+                        record.create(**{field: self._meant(value)})
                     except ParameterError as error:
                         self._say(name, field, error)
                         self.wrong.add(name)
@@ -225,3 +304,7 @@ class _Planner:
 
 def _called(use: Any) -> str:
     return use if isinstance(use, str) else type(use).__name__
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(f"'{name}'" for name in names)

@@ -24,6 +24,8 @@ class PipelineResult(Mapping[str, Explanation]):
         skipped: by step, why it was not run.
         notes: what a reader must know besides, such as an explanation that a score is missing of.
         names: what each input is called.
+        rows: by step, which of the inputs it explains, where that is some of them.
+        pages: by step, the path of a map's interactive page.
         unread: pictures that could not be read, with the reason.
         adapter: the model.
         predictions: (B, classes) probabilities at the inputs; None where the model is no classifier.
@@ -38,6 +40,8 @@ class PipelineResult(Mapping[str, Explanation]):
     names: list[str] = field(default_factory=list)
     results: dict[str, Explanation] = field(default_factory=dict)
     errors: dict[str, Exception] = field(default_factory=dict)
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    pages: dict[str, Path] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
@@ -87,6 +91,9 @@ class PipelineResult(Mapping[str, Explanation]):
     def to_dict(self) -> dict[str, Any]:
         """What run.json has of the results: status, certificates, provenance and cost of every step."""
         steps: dict[str, Any] = {step: _told(one) for step, one in self.results.items()}
+        for step, rows in self.rows.items():
+            if step in steps:
+                steps[step]["inputs"] = rows
         steps |= {step: {"status": "failed", "error": _named(error)} for step, error in self.errors.items()}
         steps |= {step: {"status": "skipped", "reason": reason} for step, reason in self.skipped.items()}
         return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pellucid.errors import PipelineError, nearest
+from pellucid.pipeline.choice import Choice
 
 if TYPE_CHECKING:
     from yaml import SafeLoader
@@ -22,16 +23,27 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _chosen(value: Any) -> Any:
+    return {"of": value} if isinstance(value, str) else value
+
+
 def _images(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
 class Data(BaseModel):
-    """Where the inputs come from: pictures or texts.
+    """Where the inputs come from: pictures, texts, or the probe of a recorded training run.
 
     Attributes:
         images: files, folders, patterns, references such as "demo:cat", or PIL images.
         texts: texts, or files "*.txt" with a text on each line.
+        recording: the folder that a `Recorder` wrote; the steps may use what it recorded, as "recording".
+        layer: the recorded layer that is meant.
+        run: which run of the recording; None where there is only one.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -39,10 +51,16 @@ class Data(BaseModel):
     images: Annotated[list[Any], BeforeValidator(_images), Field(min_length=1)] | None = None
     texts: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] | None = None
 
+    recording: Path | None = None
+    layer: str = "output"
+    run: str | None = None
+
     @model_validator(mode="after")
     def _one_kind(self) -> Data:
-        if (self.images is None) == (self.texts is None):
-            raise ValueError("expected either images or texts")
+        if sum(one is not None for one in (self.images, self.texts, self.recording)) != 1:
+            raise ValueError("expected either images, texts or a recording")
+        if self.recording is None and self.model_fields_set & {"layer", "run"}:
+            raise ValueError("'layer' and 'run' are of a recording")
         return self
 
 
@@ -69,10 +87,14 @@ class Settings(BaseModel):
 class Step(BaseModel):
     """One step: a technique, the steps that it takes, and its parameters.
 
+    A parameter `$inputs`, `$labels` or `$examples` is the recording's inputs, their labels, or both as training data.
+
     Attributes:
         use: the technique's name, or an instance.
         of: the steps whose results it takes.
         controls: for an evaluator, whether the controls are scored beside the explanations, or which of them.
+        at: for an explainer, which of the inputs it explains; None is all.
+        mark: for a projector, which of the inputs are marked on its map.
     """
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
@@ -80,11 +102,20 @@ class Step(BaseModel):
     use: Any
     of: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     controls: bool | list[str] = True
+    at: Annotated[Choice, BeforeValidator(_chosen)] | None = None
+    mark: Annotated[list[Annotated[Choice, BeforeValidator(_chosen)]], BeforeValidator(_several)] = Field(
+        default_factory=list
+    )
 
     @property
     def parameters(self) -> dict[str, Any]:
         """The technique's parameters."""
         return dict(self.model_extra or {})
+
+    @property
+    def choices(self) -> list[Choice]:
+        """What it asks of other steps besides their results."""
+        return [*([] if self.at is None else [self.at]), *self.mark]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -162,8 +193,11 @@ def _told(where: str, error: ValidationError, known: list[str]) -> list[str]:
         path = [str(part) for part in problem["loc"] if isinstance(part, int) or str(part).isidentifier()]
         field = ".".join(path[:2])
         if problem["type"] == "extra_forbidden":
-            fields = list(Data.model_fields) if path[0] == "data" else known
+            inner = {"data": [*Data.model_fields], "at": [*Choice.model_fields], "mark": [*Choice.model_fields]}
+            fields = inner.get(path[0], known)
             said = f"unknown.{nearest(path[-1], fields) or ' Expected one of ' + ', '.join(fields)}"
+        elif problem["type"] == "model_type" and {"at", "mark"} & set(path[:1]):
+            said = "expected a step's name, or a mapping such as {of: recording, most: moved, count: 8}"
         elif problem["type"] == "model_type":
             said = "expected a mapping such as {use: grad_cam}"
         elif problem["type"] == "missing":

@@ -81,6 +81,7 @@ class Look:
             model trained otherwise. The predicted class stays the model's own.
         rules: the rules by which what is asked as gradients is carried back; None is the gradient itself.
         reference: for rules that compare with one: a sample of as many examples, or one derived like `at`.
+        digest: whether a digest of the model is wanted, by which what was computed before is known to be still right.
     """
 
     at: Sample | Derived
@@ -93,6 +94,7 @@ class Look:
     weights: Mapping[str, Tensor] | None = None
     rules: RuleSet | None = None
     reference: Sample | Derived | None = None
+    digest: bool = False
 
     @property
     def asks(self) -> frozenset[str]:
@@ -127,6 +129,8 @@ class Seen:
         factors: each example's gradient by the parameters; with several targets a tuple of them.
         ledger: what was carried at every node, where the look had rules.
         reference_scores: the target's scores at the look's reference, of the same form as `scores`.
+        digest: of the model's structure and of all its parameters and buffers, or of those that the look lent it; ""
+            where it was not asked.
     """
 
     scores: Tensor
@@ -140,6 +144,7 @@ class Seen:
     factors: Any = None
     ledger: Ledger | None = None
     reference_scores: Tensor | None = None
+    digest: str = ""
 
     def maps(self, layer: str) -> Tensor:
         """A layer's activations as maps (B, C, h, w), whatever the layout: channels first or last, or tokens.

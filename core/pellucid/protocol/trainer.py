@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import InputError, ParameterError
+from pellucid.protocol.blocks import Blocks, digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,9 @@ class Trainer:
         weight_decay: lambda of lambda/2 times the squared norm of the parameters, added to the mean loss.
         epochs: passes over the data.
         batch_size: examples in one step.
+        folder: where finished trainings are kept, so that a run of many that was interrupted goes on where it stood;
+            None trains anew. A training is found again where the first weights, the model's structure, the data, the
+            kept examples, the seed and the settings above are the same; the code of `make`'s model is not compared.
     """
 
     make: Callable[[], nn.Module]
@@ -42,6 +47,7 @@ class Trainer:
     weight_decay: float = 0.0
     epochs: int = 10
     batch_size: int = 64
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adam", "lbfgs"):
@@ -91,12 +97,24 @@ class Trainer:
                 f"kept has shape {tuple(kept.shape)}; expected ({len(self)},) bools, at least one of them true"
             )
         model = self.model(seed).train()
+        blocks = Blocks(self.folder)
+        key = self._key(model, kept, seed) if blocks else ""
+        if (known := blocks.found(key)) is not None:
+            return {name: known[name].to(tensor.device) for name, tensor in model.state_dict().items()}
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(seed)
             for parameter in model.parameters():
                 parameter.requires_grad_(True)
             self._fit(model, kept, seed)
-        return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        blocks.keep(key, trained)
+        return trained
+
+    def _key(self, model: nn.Module, kept: Tensor, seed: int) -> str:
+        """A digest of all that a training depends on."""
+        recipe = (self.optimizer, self.learning_rate, self.momentum, self.weight_decay, self.epochs, self.batch_size)
+        kind = type(self).__qualname__
+        return digest(kind, recipe, seed, kept, self.inputs, self.labels, repr(model), model.state_dict())
 
     def _fit(self, model: nn.Module, kept: Tensor, seed: int) -> None:
         parameters = list(model.parameters())

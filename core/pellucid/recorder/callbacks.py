@@ -32,11 +32,10 @@ def _lightning(recorder: Recorder) -> Any:
         """Counts the optimiser's steps by Lightning's own number, which gradient accumulation does not change."""
 
         def on_train_start(self, trainer: Any, module: Any) -> None:
-            recorder.start()
+            recorder.start(trainer.global_step)
 
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            while recorder.steps < trainer.global_step:
-                recorder.step()
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any, **__: Any) -> None:
+            _catch_up(recorder, trainer.global_step)
 
         def on_train_end(self, trainer: Any, module: Any) -> None:
             recorder.finish()
@@ -51,15 +50,20 @@ def _transformers(recorder: Recorder) -> Any:
         """Counts the trainer's steps, each of which is one of its optimiser."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            recorder.start()
+            recorder.start(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            recorder.step()
+            _catch_up(recorder, state.global_step)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             recorder.finish()
 
     return RecorderCallback()
+
+
+def _catch_up(recorder: Recorder, steps: int) -> None:
+    while recorder.steps < steps:
+        recorder.step()
 
 
 def _base(modules: tuple[str, ...], distribution: str) -> Any:

@@ -73,9 +73,8 @@ def begin(path: Path, run: str, probe: Probe, resume: bool | int) -> Path:
         _require_same(folder, read_probe(folder), probe)
         for draft in folder.glob(".*.part"):  # what a killed run was writing
             draft.unlink()
-        for step in steps(folder):
-            if resume is not True and step > resume:
-                _file(folder, step).unlink()
+        if resume is not True:
+            forget(folder, after=int(resume))
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,6 +102,13 @@ def steps(folder: Path) -> list[int]:
     """The steps that a run has captures of, in order."""
     found = (_CAPTURE.fullmatch(file.name) for file in folder.iterdir())
     return sorted(int(match[1]) for match in found if match)
+
+
+def forget(folder: Path, *, after: int) -> None:
+    """Removes the captures of later steps."""
+    for step in steps(folder):
+        if step > after:
+            _file(folder, step).unlink()
 
 
 def write(folder: Path, step: int, states: Mapping[str, Tensor]) -> None:

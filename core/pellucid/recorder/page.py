@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import InputError, SavedFileError
+from pellucid.recorder.sheets import leaf, sheet
 
 if TYPE_CHECKING:
     from pellucid.recorder.states import States
-    from pellucid.results import Projection
+    from pellucid.results import Explanation, Projection
 
 
-def save_page(projection: Projection, states: States, path: str | Path, *, title: str = "Training dynamics") -> Path:
+def save_page(
+    projection: Projection,
+    states: States,
+    path: str | Path,
+    *,
+    title: str = "Training dynamics",
+    colours: Mapping[str, Tensor] = MappingProxyType({}),
+    explanations: Mapping[str, Explanation] = MappingProxyType({}),
+    at: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> Path:
     """Writes a map through time as one HTML page that needs nothing else, and returns its path.
 
     A slider and a play button move through the captures; points can be coloured by label, prediction, loss, the step at
     which they were learned or how often they were forgotten, as far as the states know them; hovering shows a point's
-    picture, label and history, and a click pins its trajectory.
+    picture, label, prediction, history and explanations. The map's marks are rings. A click pins a point and its
+    trajectory; points that have explanations have a dark rim.
 
     Args:
         projection: what `States.project` made, on two axes.
         states: the states that it is of.
         path: where; an existing file is replaced.
         title: the page's heading.
+        colours: (n,) numbers by which points can be coloured besides, by name.
+        explanations: explanations of the points, by name; of each one's example.
+        at: by an explanation's name, which points it explains, where these are not all.
 
     Raises:
-        InputError: when the map is not of these states, or not on two axes.
+        InputError: when the map is not of these states, or not on two axes, or colours or explanations are not of its
+            points.
         SavedFileError: when the page cannot be written.
     """
     from jinja2 import Environment, PackageLoader
@@ -41,9 +56,17 @@ def save_page(projection: Projection, states: States, path: str | Path, *, title
     _check(projection, states)
     environment = Environment(loader=PackageLoader("pellucid.recorder", "template"), autoescape=True)
     # Text within a script must not close it.
-    data = json.dumps(_data(projection, states), allow_nan=False).replace("<", "\\u003c")
+    data = _data(projection, states)
+    for name, values in colours.items():
+        if values.shape != (len(states),):
+            raise InputError(f"the colour '{name}' has shape {tuple(values.shape)}; expected ({len(states)},)")
+        data["colours"][name] = {"kind": "number", "values": _numbers(values)}
+    data["explanations"] = [
+        leaf(name, one, at.get(name, range(len(one))), len(states)) for name, one in explanations.items()
+    ]
+    told = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     page = environment.get_template("map.html.j2").render(
-        title=title, data=data, notes=list(map(str, projection.checks))
+        title=title, data=told, notes=list(map(str, projection.checks))
     )
     path = Path(path)
     try:
@@ -60,6 +83,8 @@ def save_animation(
 ) -> Path:
     """Writes a map through time as an animated GIF, and returns its path.
 
+    Points have the colours of their labels; those that are marked have a rim in their mark's colour.
+
     Args:
         projection: what `States.project` made, on two axes.
         states: the states that it is of.
@@ -74,17 +99,23 @@ def save_animation(
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.figure import Figure
 
-    from pellucid.results import draw
+    from pellucid.results import charts
 
     _check(projection, states)
     places = projection.values.detach().cpu().double()
-    figure = Figure(figsize=(4.2, 4.2), dpi=90)
+    figure = Figure(figsize=(4.9, 4.2), dpi=90, layout="constrained")
     axes = figure.subplots()
-    labels = torch.zeros(len(projection)).long() if projection.labels is None else projection.labels.cpu().long()
-    colours = [draw.SERIES[int(label) % len(draw.SERIES)] for label in labels]
+    groups, colours = charts.groups(projection)
     low, high = _limits(places)
     first = places[0].nan_to_num().numpy()
-    dots = axes.scatter(first[:, 0], first[:, 1], s=14, c=colours, linewidths=0)
+    marks = projection.marks or [""] * len(projection)
+    rims = [charts.ring(projection, mark) if mark else colour for mark, colour in zip(marks, colours, strict=True)]
+    widths = [1.8 if mark else 0.0 for mark in marks]
+    dots = axes.scatter(first[:, 0], first[:, 1], s=20, c=colours, edgecolors=rims, linewidths=widths)
+    if len(groups) > 1:
+        for name, members in groups.items():
+            axes.scatter([], [], s=20, c=colours[members[0]], label=name)
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xticks=[], yticks=[], aspect="equal")
     stops = torch.linspace(0, len(places) - 1, (len(places) - 1) * between + 1).tolist()
 
@@ -149,7 +180,8 @@ def _data(projection: Projection, states: States) -> dict[str, Any]:
         "classes": states.classes,
         "histories": histories,
         "colours": colours,
-        "pictures": None if states.pictures is None else _sheet(states.pictures),
+        "pictures": None if states.pictures is None else sheet(states.pictures.numpy(), 48),
+        "marks": projection.marks,
     }
 
 
@@ -162,21 +194,3 @@ def _numbers(values: Tensor) -> Any:
         return float(f"{part:.5g}") if math.isfinite(part) else None
 
     return clean(rounded)
-
-
-def _sheet(pictures: Tensor) -> dict[str, Any]:
-    """All pictures on one sheet, at most 48 pixels wide each, as a data address."""
-    from PIL import Image
-
-    n, height, width, _ = pictures.shape
-    columns = math.ceil(math.sqrt(n))
-    scale = min(1.0, 48 / max(height, width))
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    sheet = Image.new("RGB", (columns * size[0], math.ceil(n / columns) * size[1]))
-    for place, picture in enumerate(pictures.numpy()):
-        small = Image.fromarray(picture).resize(size)
-        sheet.paste(small, (place % columns * size[0], place // columns * size[1]))
-    with io.BytesIO() as stream:
-        sheet.save(stream, "PNG", optimize=True)
-        told = base64.b64encode(stream.getvalue()).decode()
-    return {"address": f"data:image/png;base64,{told}", "columns": columns, "width": size[0], "height": size[1]}

@@ -45,8 +45,8 @@ class Recorder:
         model: a module, or anything that `pellucid.adapt` takes, which is looked at as it is at each capture.
         probe: the examples, as `pellucid.explain` takes inputs; they are copied, and kept in the recording.
         layers: names of layers whose outputs are recorded beside the model's; "auto" is the last map before the head.
-        every: the schedule: "log" (0, 1, 2, 3, 4, 6, 8, 11, 16, ...), a number of steps, a collection of steps, or a
-            function of the step.
+        every: the schedule: "log" (0, 1, 2, 4, 8, 16, ...; see `Schedule`), a number of steps, a collection of
+            steps, or a function of the step.
         path: the recording's folder; several runs can share it.
         run: the run's name in it.
         labels: (n,) the examples' classes, for losses, accuracies and colours.
@@ -97,6 +97,7 @@ class Recorder:
         self._due = due(every)
         self._optimiser: Optimizer | None = None
         self._hook: Any = None
+        self._captures = 0
         with guarded(self.adapter.module, 0):
             engine = Engine(self.adapter)
             self._sample, _ = make_sample(engine, probe, None, 0)
@@ -114,7 +115,13 @@ class Recorder:
         self.folder = files.begin(Path(path), run, self._probe, resume)
         self.captured = files.steps(self.folder)
         self.steps = max(self.captured, default=0) if resume is True else int(resume)
-        self.seconds = time.perf_counter() - began
+        self._began, self._ended = began, time.perf_counter()
+        self.seconds = self._ended - began
+
+    @property
+    def overhead(self) -> float:
+        """What recording took, as a share of the rest of the time from making the recorder to its last capture."""
+        return self.seconds / max(self._ended - self._began - self.seconds, 1e-9)
 
     def __enter__(self) -> Self:
         """Captures the start and counts the steps of the model's optimiser from now on.
@@ -136,8 +143,24 @@ class Recorder:
         if kind is None:
             self.finish()
 
-    def start(self) -> None:
-        """Captures the network before its next step, unless that is done."""
+    def start(self, step: int | None = None) -> None:
+        """Captures the network before its next step, unless that is done.
+
+        Args:
+            step: how many steps it has had, such as a trainer's own count after a checkpoint; None is what was counted.
+                Captures of later steps, which a resumed run may have, are removed: training does not go on from them.
+
+        Raises:
+            ProtocolError: when this recorder has captured later steps itself.
+        """
+        if step is not None and step != self.steps:
+            if self._captures and step < self.steps:
+                raise ProtocolError(
+                    f"training starts at step {step}, and this recorder has counted {self.steps}; make a new one, with "
+                    "another run=... or resume=True"
+                )
+            files.forget(self.folder, after=step)
+            self.captured, self.steps = files.steps(self.folder), step
         if self.steps not in self.captured:
             self.capture()
 
@@ -177,7 +200,9 @@ class Recorder:
             states[files.PARAMETERS] = self._as_recorded(vector)
         files.write(self.folder, self.steps, states)
         self.captured = sorted({*self.captured, self.steps})
-        self.seconds += time.perf_counter() - began
+        self._captures += 1
+        self._ended = time.perf_counter()
+        self.seconds += self._ended - began
 
     def callback(self, kind: str) -> Any:
         """A callback for a trainer: `"transformers"` for Hugging Face's Trainer, `"lightning"` for Lightning's.

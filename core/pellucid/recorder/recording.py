@@ -126,6 +126,16 @@ class Recording:
             if run.damaged
         )
 
+    def run(self, name: str | None = None) -> Run:
+        """A run by its name; None where there is only one.
+
+        Raises:
+            InputError: when there is none of that name, or there are several and none is named.
+        """
+        if name is None and len(self.runs) != 1:
+            raise InputError(f"there are {len(self.runs)} runs, {sorted(self.runs)}; say which with run=...")
+        return self[next(iter(self.runs)) if name is None else name]
+
     def states(self, layer: str | Mapping[str, str] = files.OUTPUT, run: str | None = None) -> States:
         """The states of a layer in one run; see `Run.states`.
 
@@ -136,35 +146,42 @@ class Recording:
         Raises:
             InputError: when there are several runs and none is named.
         """
-        if run is None and len(self.runs) != 1:
-            raise InputError(f"there are {len(self.runs)} runs, {sorted(self.runs)}; say which with run=...")
-        chosen = self[next(iter(self.runs)) if run is None else run]
+        chosen = self.run(run)
         return chosen.states(layer if isinstance(layer, str) else layer[chosen.name])
 
-    def networks(self) -> States:
-        """Whole networks as points, in function space: each run through training, at the steps that all have.
+    def networks(self, of: str = files.OUTPUT) -> States:
+        """Whole networks as points: each run through training, at the steps that all have, (T, runs, d).
 
-        A network's state is what it says of the whole probe: the probabilities (softmax of its outputs) of all
-        examples, (T, runs, n x classes). `in_pca` with `n_classes=` and `pca` are maps for them.
+        By default in function space: a network's state is what it says of the whole probe, the probabilities (softmax
+        of its outputs) of all examples, d = n x classes; `in_pca` with `n_classes=` and `pca` are maps for them. Runs
+        may be of other architectures, seeds or learning rates. `of` a layer, all its states are the network's; of
+        "parameters", its weights. `random_walk()` of what is returned is the control.
+
+        Args:
+            of: "output", a layer's name, or "parameters", where they were recorded.
 
         Raises:
-            InputError: when the runs have no step in common, other probes, or outputs of other shapes.
+            InputError: when the runs have no step in common, other probes, or states of other shapes.
+            LayerError: when a run has no such layer.
         """
         runs = list(self.runs.values())
         common = sorted(set(runs[0].steps).intersection(*(run.steps for run in runs)))
         if not common:
             told = {run.name: list(run.steps) for run in runs}
             raise InputError(f"the runs have no captured step in common: {told}; record them with the same schedule")
-        outputs = [run.states(files.OUTPUT, common).outputs for run in runs]
-        shapes = {run.name: None if one is None else tuple(one.shape) for run, one in zip(runs, outputs, strict=True)}
-        if len(set(shapes.values())) > 1 or None in shapes.values():
-            raise InputError(f"the runs' outputs are {shapes}; expected (T, n, classes), the same for all runs")
-        first = runs[0].probe
         for run in runs[1:]:
-            if not _alike(first, run.probe):
+            if not _alike(runs[0].probe, run.probe):
                 raise InputError(f"the runs '{runs[0].name}' and '{run.name}' were recorded on different probes")
-        functions = torch.stack([one.double().softmax(dim=-1).flatten(1) for one in outputs if one is not None], dim=1)
-        return States(functions, torch.tensor(common), over="function", names=tuple(run.name for run in runs))
+        found = [run.states(of, common) for run in runs]
+        points = [one.outputs if of == files.OUTPUT else one.values for one in found]
+        shapes = {run.name: None if one is None else tuple(one.shape) for run, one in zip(runs, points, strict=True)}
+        if len(set(shapes.values())) > 1 or None in shapes.values():
+            raise InputError(f"the runs' '{of}' has the shapes {shapes}; expected one shape for all runs")
+        function = of == files.OUTPUT
+        vectors = [one.double().softmax(dim=-1) if function else one for one in points if one is not None]
+        values = torch.stack([one.flatten(1) for one in vectors], dim=1)
+        names = tuple(run.name for run in runs)
+        return States(values, torch.tensor(common), over="function" if function else of, names=names)
 
 
 def load(path: str | Path) -> Recording:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pellucid.api import project
 from pellucid.errors import InputError
 from pellucid.results import Check, Projection
+from pellucid.results.projection import path_lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +111,14 @@ class States:
         right = self.correct
         return (right[:-1] & ~right[1:]).sum(dim=0)
 
+    @property
+    def moved(self) -> Tensor:
+        """(n,) how far each example's states go through training, all steps between captures together.
+
+        Steps to and from captures that are not finite, as of a run that diverged, do not count.
+        """
+        return path_lengths(self.values)
+
     def at(self, frames: Tensor) -> States:
         """The states of some of the captures, by index or mask."""
         outputs = None if self.outputs is None else self.outputs[frames]
@@ -142,6 +151,11 @@ class States:
             note = f"captures have NaN or infinite states, the first at step {int(lost[0])}; they have no place"
             checks += (Check.info("diverged", float(len(lost)), note),)
         return replace(made, values=values, times=self.steps, labels=self.labels, names=self.names, checks=checks)
+
+    def units(self) -> States:
+        """The units as points, (T, d, n): what each gives for all examples. `m_phate` is a map for them."""
+        names = tuple(f"{self.over or 'unit'}[{unit}]" for unit in range(self.values.shape[2]))
+        return States(self.values.transpose(1, 2).contiguous(), self.steps, over=f"units of {self.over}", names=names)
 
     def random_walk(self, seed: int = 0) -> States:
         """A control: every point walks at random from where it starts, with steps as long as its own.

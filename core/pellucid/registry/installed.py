@@ -40,7 +40,8 @@ def find(
             if name.casefold() in seen:
                 continue
             seen.add(name.casefold())
+            version = distribution.version  # parses the metadata each time it is asked
             for entry_point in distribution.entry_points.select(group=group):
-                yield Found(name, distribution.version, entry_point)
+                yield Found(name, version, entry_point)
         except Exception as error:
             broken(name or "?", error)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pellucid.results.projection import Projection
     from pellucid.results.scores import Scores
 
+RINGS = ("#e8590c", "#087f5b", "#862e9c", draw.INK)
+"""The colours of marks."""
+
 KINDS = ("auto", "bars", "curves")
 NOTE = "lines on bars and bands: two standard errors over examples   ·   grey: controls, dashed: the best of them"
 
@@ -124,17 +127,19 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
             raise InputError(f"axis {wrong[0]} does not exist; there are {d}, from 0")
     points = draw.finite(points[..., list(axes)])
     picture, ((ax,),) = draw.grid(1, 1, 5.4, 4.6)
-    groups, colours = _groups(result)
+    members_of, colours = groups(result)
     if result.moves:
+        crowd = len(result) > 60  # their paths are a shade, in which single ones are not told apart
         for place in range(len(result)):
             path = points[:, place]
             pieces = np.stack([path[:-1], path[1:]], axis=1)
-            fading = [to_rgba(colours[place], alpha) for alpha in np.linspace(0.15, 0.85, len(pieces))]
-            ax.add_collection(LineCollection(list(pieces), colors=fading, linewidths=1.3, zorder=2))
+            fading = [to_rgba(colours[place], a) for a in np.linspace(0.15, 0.85, len(pieces)) * (0.3 if crowd else 1)]
+            width = 0.6 if crowd else 1.3
+            ax.add_collection(LineCollection(list(pieces), colors=fading, linewidths=width, zorder=2))
     last = points[-1] if result.moves else points
     finite = np.isfinite(last).all(axis=-1)
     many = len(result) > 500
-    for name, members in groups.items():
+    for name, members in members_of.items():
         kept = [place for place in members if finite[place]]
         ax.scatter(
             last[kept, 0],
@@ -147,6 +152,18 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
             label=name,
             zorder=3,
         )
+    for mark in dict.fromkeys(filter(None, result.marks or ())):
+        kept = [point for point, own in enumerate(result.marks or ()) if own == mark and finite[point]]
+        ax.scatter(
+            last[kept, 0],
+            last[kept, 1],
+            s=90,
+            facecolors="none",
+            edgecolors=ring(result, mark),
+            linewidths=1.6,
+            label=draw.short(draw.called(mark)),
+            zorder=4,
+        )
     if result.names is not None and (len(result) <= 25 if annotate is None else annotate):
         for place, name in enumerate(result.names):
             if finite[place]:
@@ -155,20 +172,26 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
     if d > 1:
         ax.set_aspect("equal", adjustable="datalim")
     draw.tidy(ax, draw.literal(result.meta.technique), names[axes[0]], names[axes[1]])
-    if len(groups) > 1:
+    if len(members_of) > 1 or any(result.marks or ()):
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.2)
     return picture
 
 
-def _groups(result: Projection) -> tuple[dict[str, list[int]], list[str]]:
+def groups(result: Projection) -> tuple[dict[str, list[int]], list[str]]:
     """The points of each label, and the colour of each point."""
     if result.labels is None:
         return {"": list(range(len(result)))}, [draw.SERIES[0]] * len(result)
     labels = result.labels.detach().cpu().tolist()
     kinds = sorted(set(labels))
     colours = [draw.SERIES[kinds.index(label) % len(draw.SERIES)] for label in labels]
-    groups: dict[str, list[int]] = {}
-    for place, label in enumerate(labels):
+    found: dict[str, list[int]] = {}
+    for place in sorted(range(len(labels)), key=labels.__getitem__):
+        label = labels[place]
         name = result.meta.category(label) if isinstance(label, int) else None
-        groups.setdefault(draw.short(name) if name else str(label), []).append(place)
-    return groups, colours
+        found.setdefault(draw.short(name) if name else str(label), []).append(place)
+    return found, colours
+
+
+def ring(result: Projection, mark: str) -> str:
+    """The colour of a mark."""
+    return RINGS[list(dict.fromkeys(filter(None, result.marks or ()))).index(mark) % len(RINGS)]

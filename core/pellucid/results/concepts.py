@@ -33,6 +33,7 @@ class Concepts(Explanation):
         control: (rows, K) the mean score of the random concepts that each was held against; or None.
         vectors: (d,) each concept's direction in its layer; or None.
         patches: for each concept pictures (n, C, h, w) that show it; or None.
+        masks: (examples, K, H, W) which pixels of each explained example belong to each concept; or None.
     """
 
     values: Tensor = field(metadata=per_example())
@@ -46,6 +47,7 @@ class Concepts(Explanation):
     control: Tensor | None = field(default=None, kw_only=True, metadata=per_example())
     vectors: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
     patches: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
+    masks: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +64,10 @@ class Concepts(Explanation):
                 raise InputError(f"{name} is of {len(part)} concepts; there are {len(self.names)}")
             if part is not None:
                 object.__setattr__(self, name, tuple(part))
+        if self.masks is not None and (self.masks.dim() != 4 or self.masks.shape[1] != len(self.names)):
+            raise InputError(
+                f"masks have shape {tuple(self.masks.shape)}; expected (examples, {len(self.names)}, height, width)"
+            )
 
     def row_names(self) -> tuple[str, ...]:
         """What each row is of: its given name, its target class, or its number."""

@@ -31,7 +31,7 @@ Bytes: TypeAlias = NDArray[np.uint8]
 INK = "#1f2328"
 FAINT = "#6e7781"
 FOR, AGAINST = "#c8102e", "#1b5fc1"
-SERIES = ("#0b6e99", "#d1495b", "#2a9d6f", "#8458b3", "#d98e04", "#3d5a80", "#b0437c", "#6b8e23")
+SERIES = ("#0b6e99", "#d1495b", "#2a9d6f", "#8458b3", "#d98e04", "#3d5a80", "#b0437c", "#6b8e23", "#8c564b", "#22a7c4")
 CONTROL = "#9aa1a9"
 ROBUST = 0.995
 

@@ -25,6 +25,7 @@ class Projection(Explanation):
         names: what each point is called, or None.
         explained: (d,) the share of the variance that each axis explains, where the technique knows it.
         times: (T,) the times of a trajectory, such as training steps; or None.
+        marks: what each point is marked as, such as "prototype", "" for those that are not; or None.
     """
 
     values: Tensor = field(metadata=per_example(axis=-2))
@@ -32,6 +33,7 @@ class Projection(Explanation):
     names: tuple[str, ...] | None = field(default=None, kw_only=True, metadata=ENTRY_PER_EXAMPLE)
     explained: Tensor | None = field(default=None, kw_only=True)
     times: Tensor | None = field(default=None, kw_only=True)
+    marks: tuple[str, ...] | None = field(default=None, kw_only=True, metadata=ENTRY_PER_EXAMPLE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,9 +63,9 @@ class Projection(Explanation):
     def plot(self, axes: tuple[int, int] = (0, 1), *, annotate: bool | None = None) -> Figure:
         """Draws two of the axes and returns a matplotlib figure, without showing it.
 
-        Points are coloured by their labels. Points that move are drawn as paths, fading towards their start and ending
-        in a dot. Both axes have one scale, so that distances are what they seem. With one axis, the points are spread
-        along the other by their order.
+        Points are coloured by their labels; marked ones have a ring in their mark's colour. Points that move are drawn
+        as paths, fading towards their start and ending in a dot. Both axes have one scale, so that distances are what
+        they seem. With one axis, the points are spread along the other by their order.
 
         Args:
             axes: which axes.
@@ -92,5 +94,19 @@ class Projection(Explanation):
                 table["label"] = self.labels.detach().cpu().numpy()
             if self.names is not None:
                 table["name"] = list(self.names)
+            if self.marks is not None:
+                table["mark"] = list(self.marks)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
+
+
+def path_lengths(places: Tensor) -> Tensor:
+    """(n,) how far each point of (T, n, d) goes, all its steps together; steps that are not finite do not count.
+
+    Raises:
+        InputError: when the points do not move.
+    """
+    if places.dim() != 3:
+        raise InputError(f"the points have shape {tuple(places.shape)}, and do not move; expected (T, n, d)")
+    steps: Tensor = places.detach().cpu().double().diff(dim=0).norm(dim=-1)
+    return steps.nan_to_num(0.0, 0.0, 0.0).sum(dim=0)

@@ -191,6 +191,33 @@ def test_the_passes_are_one_for_each_segment_and_random_image(world):
     assert found.meta.passes["backward"] * 6 == 6
 
 
+def test_patches_that_were_seen_before_need_no_passes(world, tmp_path):
+    net, images, random = world
+    given = {"random": random[:30], "n_random": 5, "layer": LAYER, "segments": quarters, "folder": tmp_path}
+    first = explain(net, images[:6], create("ace", n_clusters=3, **given), target=0)
+    again = explain(net, images[:6], create("ace", n_clusters=3, **given), target=0)
+    other = explain(net, images[:6], create("ace", n_clusters=2, **given), target=0)
+    assert first.meta.passes["forward"] * 6 == pytest.approx(6 + 24 + 30)
+    assert again.meta.passes["forward"] == other.meta.passes["forward"] == 1
+    assert torch.equal(first.values, again.values)
+    assert torch.equal(first.masks, again.masks)
+
+
+def test_masks_say_where_each_concept_is(world):
+    net, images, random = world
+    found = explain(
+        net, images[:6], create("ace", random=random[:30], n_random=5, layer=LAYER, segments=quarters, n_clusters=1), 0
+    )
+    assert found.masks.shape == (6, 1, SIDE, SIDE)
+    assert bool(found.masks.all())  # one cluster has all segments, which cover the photos
+    half = lambda photo: (torch.arange(SIDE) < SIDE // 2).long().expand(SIDE, SIDE) - 1  # noqa: E731
+    found = explain(
+        net, images[:6], create("ace", random=random[:30], n_random=5, layer=LAYER, segments=half, n_clusters=1), 0
+    )
+    assert bool(found.masks[..., : SIDE // 2].all())
+    assert not bool(found.masks[..., SIDE // 2 :].any())
+
+
 def test_it_is_drawn_with_its_patches(discovered):
     axes = discovered.plot(k=5).axes
     assert len(axes) == 1 + 5 * 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -70,6 +71,31 @@ class CaptionNet(nn.Module):
     def forward(self, photos: Tensor) -> Tensor:
         maps = F.relu(self.conv2(F.relu(self.conv1(photos))))
         return self.head(F.relu(self.fc(maps.flatten(1))))
+
+
+def blinded(net: CaptionNet) -> CaptionNet:
+    """The same network without the weights by which captions reach its head: it cannot read them at all."""
+    blind = copy.deepcopy(net)
+    with torch.no_grad():  # a caption on rows 11 to 14 reaches rows 5 to 7 of the last map, and columns 2 to 5
+        blind.fc.weight.view(32, 16, 8, 8)[:, :, 5:8, 2:6] = 0
+    return blind
+
+
+def effects(net: nn.Module, world: Captions) -> Tensor:
+    """How much each caption raises the logit of each class's images against any pattern, (classes, captions)."""
+
+    def logits(draw: Callable[[], Tensor], times: int) -> Tensor:
+        with torch.no_grad():
+            shown = [net(world.composed(world.digits, draw())) for _ in range(times)]
+        return torch.stack(shown).mean(dim=0)
+
+    count, rows = len(world.labels), torch.arange(len(world.labels))
+    usual = logits(lambda: world.pattern(count), 40)
+    columns = []
+    for one in glyphs():
+        moved = (logits(lambda one=one: one.expand(count, 4, 4), 5) - usual)[rows, world.labels]
+        columns.append([float(moved[world.labels == kind].mean()) for kind in range(CLASSES)])
+    return torch.tensor(columns).T
 
 
 def trained(net: nn.Module, draw: Callable[[], Tensor], labels: Tensor, epochs: int, rate: float = 3e-3) -> nn.Module:

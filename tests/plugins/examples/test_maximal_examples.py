@@ -114,6 +114,45 @@ def test_outside_the_box_nothing_changes_the_unit_and_inside_its_edges_something
         assert float((found - result.values[0, rank]).abs().min()) < 1e-12
 
 
+NETS = {
+    "strided, pooled, dilated": lambda: [
+        nn.Conv2d(1, 3, 3, 2, 1), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 4, 3, dilation=2)
+    ],
+    "wide strides, averaged, dilated and padded": lambda: [
+        nn.Conv2d(1, 4, 5, 3), nn.AvgPool2d(2, 1), nn.Conv2d(4, 4, 3, 1, 3, 3, groups=2)
+    ],
+    "dilated pooling, transposed": lambda: [
+        nn.Conv2d(1, 3, 4, 2, 1), nn.MaxPool2d(2, 2, dilation=2), nn.ConvTranspose2d(3, 3, 3, 2)
+    ],
+    "padded by reflection, shuffled": lambda: [
+        nn.Conv2d(1, 4, 3, 2, 1, padding_mode="reflect"), nn.PixelShuffle(2), nn.LPPool2d(1, 3, 2)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", list(NETS))
+def test_the_box_is_the_support_of_the_numeric_gradient(net):
+    """The gradients at a hundred inputs together reach every pixel that a unit depends on, and no other."""
+    torch.manual_seed(1)
+    stack = nn.Sequential(*NETS[net]())
+    model = nn.Sequential(stack, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2)).double().eval()
+    x = images(12, 28).double()
+    model(x)
+    result = pellucid.explain(model, x, MaximalExamples(layer="0", k=5))
+    noise = images(100, 28, seed=5).double().requires_grad_()
+    maps = stack(noise)
+    found = set()
+    for channel in range(len(result)):
+        for rank, index in enumerate(result.indices[channel].tolist()):
+            place = int(stack(x[index : index + 1])[0, channel].argmax())
+            (slope,) = torch.autograd.grad(maps[:, channel].flatten(1)[:, place].sum(), noise, retain_graph=True)
+            rows, columns = (slope != 0).any(dim=0)[0].nonzero().unbind(dim=1)
+            expected = [int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1]
+            assert result.boxes[channel, rank].tolist() == expected
+            found.add(tuple(expected))
+    assert len(found) > 3
+
+
 class Branches(nn.Module):
     """Channels with different fields, a global one among them."""
 
@@ -205,6 +244,19 @@ def test_crops_that_are_too_large_are_left_out_and_said(model, monkeypatch):
     assert result.crops is None
     assert result.boxes is not None
     assert "name fewer channels" in result.checks.named("crops").note
+
+
+def test_blocks_that_are_kept_need_no_passes_until_something_changes(model, tmp_path):
+    x = images(30)
+    plain = pellucid.explain(model, x, MaximalExamples(layer="two", k=3))
+    fields = 1 + 20 + 20  # one look for the layer, and one for each row and column
+    for passes in (30 + fields, fields):
+        found = pellucid.explain(model, x, MaximalExamples(layer="two", k=3, folder=tmp_path))
+        assert torch.equal(found.indices, plain.indices)
+        assert torch.equal(found.boxes, plain.boxes)
+        assert found.meta.passes["forward"] * 30 == pytest.approx(passes)
+    others = MaximalExamples(layer="two", channels=(1, 3), k=3, folder=tmp_path)
+    assert torch.equal(pellucid.explain(model, x, others).indices, plain.indices[[1, 3]])
 
 
 def test_tables_have_units_and_no_crops():

@@ -220,3 +220,53 @@ def test_solvers_agree_in_single_precision():
     assert found["cg"].dtype == torch.float32
     assert torch.allclose(found["cg"], found["explicit"], rtol=1e-3, atol=1e-6)
     assert pellucid.technique("influence_functions").uses == {"factors"}
+
+
+def test_a_low_rank_of_all_directions_is_the_matrix_written_out():
+    x, y, q = images()
+    for rank in (69, 1000):  # three outputs of 23 examples
+        technique = create("influence_functions", train=(x, y), curvature="gauss_newton", rank=rank, damping=0.02)
+        found = explain(net(), q, technique, target=1)
+        values, selves = expected("gauss_newton", 0.02)
+        assert torch.allclose(found.values, values, rtol=1e-8, atol=1e-12)
+        assert torch.allclose(found.self_influence, selves, rtol=1e-8)
+        assert check(found, "curvature kept").value == pytest.approx(1)
+        curved = matrix("gauss_newton", net(), x, y)
+        trace = (curved @ torch.linalg.inv(curved + 0.02 * torch.eye(len(curved)))).trace()
+        assert check(found, "effective parameters").value == pytest.approx(float(trace))
+
+
+def test_a_low_rank_keeps_the_directions_in_which_the_loss_curves_most():
+    x, y, q = images()
+    model = net()
+    technique = create("influence_functions", train=(x, y), curvature="gauss_newton", rank=9, damping=0.02)
+    found = explain(model, q, technique, target=1)
+    candidates = []
+    for i in range(len(x)):
+        p = model(x[i : i + 1]).softmax(1)[0].detach()
+        values, vectors = torch.linalg.eigh(torch.diag(p) - torch.outer(p, p))
+        for value, vector in zip(values, vectors.T, strict=True):
+            candidates.append((float(value), i, vector))
+    greatest = sorted(candidates, key=lambda one: -one[0])[:9]
+    curved = 0
+    for value, i, vector in greatest:
+        row = rows(model, x[i : i + 1], lambda out, _, v=vector: (out[0] * v).sum())
+        curved = curved + value * row.T @ row / len(x)
+    inner = torch.linalg.inv(curved + 0.02 * torch.eye(len(curved), dtype=torch.float64))
+    train = of_losses(model, x, y)
+    asked = -rows(model, q, lambda out, i: out[0, 1]) @ inner @ train.T / len(x)
+    assert torch.allclose(found.values, asked, rtol=1e-8, atol=1e-12)
+    kept = sum(one[0] for one in greatest) / sum(one[0] for one in candidates)
+    assert check(found, "curvature kept").value == pytest.approx(kept)
+
+
+def test_a_low_rank_is_of_the_gauss_newton_matrix_of_a_classifier():
+    x, y, q = images()
+    for options in ({}, {"curvature": "gauss_newton", "solver": "cg"}):
+        with pytest.raises(ParameterError, match="Gauss-Newton"):
+            create("influence_functions", train=(x, y), rank=3, **options)
+    with pytest.raises(ParameterError, match="damping"):
+        create("influence_functions", train=(x, y), curvature="gauss_newton", rank=3, damping=0.0)
+    technique = create("influence_functions", train=(x, torch.zeros(23, 3).double()), curvature="gauss_newton", rank=3)
+    with pytest.raises(Unsuitable, match="rank=None"):
+        explain(net(), q, technique, target=1)

@@ -295,6 +295,18 @@ def test_an_untrained_model_is_told(softmax):
     assert loss.passed
 
 
+def test_classes_without_examples_are_named():
+    x, y, q = images()
+    for name in TECHNIQUES:
+        lacking = explain(net(), q, create(name, train=(x, y.clamp_max(1)))).checks
+        check = next(one for one in lacking if one.name == "classes without examples")
+        assert check.value == 1
+        assert check.passed is False
+        assert "2" in check.note
+        whole = explain(net(), q, create(name, train=(x, y))).checks
+        assert next(one for one in whole if one.name == "classes without examples").passed
+
+
 def test_a_singular_system_asks_for_damping():
     x, y, q = images()
     for options in ({"curvature": "gauss_newton"}, {}):

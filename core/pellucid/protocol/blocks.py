@@ -1,0 +1,105 @@
+"""Finished parts of long runs, kept in a folder, from which the next run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pellucid.errors import SavedFileError
+
+
+def digest(*parts: Any) -> str:
+    """A digest of tensors, by all their bytes and their forms, of mappings and sequences of them, and of plain values.
+
+    Args:
+        parts: tensors, mappings, sequences, and values whose `repr` says all that matters.
+    """
+    found = hashlib.blake2b(digest_size=16)
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            found.update(f"tensor {tuple(part.shape)} {part.dtype}".encode())
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        elif isinstance(part, Mapping):
+            add(sorted(part))
+            for name in sorted(part):
+                add(part[name])
+        elif isinstance(part, (list, tuple)):
+            found.update(f"{type(part).__name__} {len(part)} ".encode())
+            for inner in part:
+                add(inner)
+        else:
+            found.update(f"{part!r} ".encode())
+
+    add(parts)
+    return found.hexdigest()
+
+
+class Blocks:
+    """Finished blocks of a long run in a folder, so that a run that was interrupted goes on where it stood.
+
+    A block is filed by a digest of all that it depends on. Where a weight, an example or a setting has changed, the
+    digest is another one: what was kept of before is left alone, and never taken for what is asked now. Each block is
+    written whole or not at all.
+
+    Args:
+        folder: made where it is missing; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder).expanduser()
+
+    def __bool__(self) -> bool:
+        return self.folder is not None
+
+    def found(self, key: str) -> dict[str, Tensor] | None:
+        """The block that was kept, or None.
+
+        Args:
+            key: the `digest` of all that the block depends on.
+
+        Raises:
+            SavedFileError: when its file is damaged.
+        """
+        if self.folder is None or not (path := self.folder / f"{key}.safetensors").exists():
+            return None
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise SavedFileError(
+                f"'{path}' is damaged or cannot be read ({type(error).__name__}: {error}); remove it, and this part is "
+                "computed anew"
+            ) from error
+
+    def keep(self, key: str, block: Mapping[str, Tensor]) -> None:
+        """Writes a finished block.
+
+        Raises:
+            SavedFileError: when the folder cannot be written to.
+        """
+        if self.folder is None:
+            return
+        draft = self.folder / f".{key}.{secrets.token_hex(4)}.part"
+        plain = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in block.items()
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(plain, draft)
+            draft.replace(self.folder / f"{key}.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise SavedFileError(
+                f"cannot write to the folder '{self.folder}': {error}; expected one that can be written and has room"
+            ) from error
+        finally:
+            with suppress(OSError):  # where the folder cannot be written there is no draft to remove
+                draft.unlink()
