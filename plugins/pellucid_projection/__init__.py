@@ -59,6 +59,40 @@ def pellucid_techniques() -> Iterator[Technique]:
         reference="Rauber et al., 2016, with a stress in place of their penalty",
     )
     yield Technique(
+        "opentsne",
+        kind="projector",
+        summary="Places states so that near ones stay near, on a map that takes new states.",
+        target="pellucid_projection.open_tsne:OpenTSNE",
+        explains="data",
+        output="projection",
+        requires=("openTSNE",),
+        extra="opentsne",
+        tags={"deterministic"},
+        reference="Poličar et al., 2019",
+    )
+    yield Technique(
+        "pymde",
+        kind="projector",
+        summary="Places states so that neighbours are near and others are not, with the least average distortion.",
+        target="pellucid_projection.mde:MDE",
+        explains="data",
+        output="projection",
+        requires=("pymde",),
+        extra="pymde",
+        tags={"stochastic"},
+        reference="Agrawal et al., 2021",
+    )
+    yield Technique(
+        "m_phate",
+        kind="projector",
+        summary="Places units through time by diffusion within each time and along each unit's own history.",
+        target="pellucid_projection.m_phate:MPHATE",
+        explains="data",
+        output="projection",
+        tags={"deterministic", "dynamics"},
+        reference="Gigante et al., 2019",
+    )
+    yield Technique(
         "random_projection",
         kind="projector",
         summary="Places states on random directions, which a map must beat.",

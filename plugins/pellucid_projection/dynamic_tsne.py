@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,12 +12,10 @@ from torch import Tensor
 from pellucid import Check, Projection, Projector
 from pellucid_projection.affinities import affinities, among
 from pellucid_projection.points import checked, distinct, fewer, principal
+from pellucid_projection.trajectories import Trajectories
 
-EXAGGERATED = 150
-"""Steps at the start in which the affinities are exaggerated, as in t-SNE."""
-
-ALL_LAGS = 32
-"""Up to so many frames, every pair of a trajectory's times counts; of longer ones, pairs at log-spaced distances."""
+EARLY = 100
+"""Steps at the start in which affinities weigh 4 times and trajectories 10 times, so that frames agree on a layout."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +23,12 @@ class DynamicTSNE(Projector):
     """Places points through time so that both each frame's neighbourhoods and each point's own trajectory are kept.
 
     Minimises, over the places of all points at all times, the mean over frames of t-SNE's divergence within the frame,
-    plus `trajectory` times the Sammon stress along trajectories,
-
-        sum w (d - s D)^2 / sum w (s D)^2,   w = 1 / D,
-
-    over all pairs of times of each point, with D their distance in state space, d that on the map, and s the one scale
-    of the map: how far points lie from their frame's centre, on the map to as states, in the mean. So a point moves
-    across as much of the map as its state moves across the others', and a point that stands still stands still. (With
-    the scale that fits the trajectories best, all moves shrink to almost nothing.) Frames are tied by trajectories
-    alone: no point attracts or repels one
-    of another time, which is what makes joint maps of all times miss both neighbours and moves.
+    plus `trajectory` times the mean squared relative error of the moves drawn, (d - s D)^2 / (s D)^2 over all pairs of
+    times of each point, with D their distance in state space, d that on the map, and s the one scale of the map: how
+    far points lie from their frame's centre, on the map to as states, in the mean. So a point moves across as much of
+    the map as its state moves across the others', and a point that stands still stands still. (With the scale that
+    fits the trajectories best, all moves shrink to almost nothing.) Frames are tied by trajectories alone: no point
+    attracts or repels one of another time, which is what makes joint maps of all times miss both neighbours and moves.
 
     Equal states have equal places, exactly, at whatever times. It starts from the principal axes, so that no random
     number is drawn. Points that do not move, (n, d), are t-SNE's.
@@ -44,8 +37,9 @@ class DynamicTSNE(Projector):
     on the map; a move that took place is then drawn too short, and a large penalty hides it. The stress asks for moves
     of the right length.
 
-    Takes time of order T n^2 for T frames of n points; of more than `n_landmarks` points only that many, evenly spaced
-    in the given order, are fitted, and the others are placed among their nearest landmarks of the same time.
+    Takes time of order T n^2 and memory of order n (n + T^2) for T frames of n points; of more than `n_landmarks`
+    points only that many, evenly spaced in the given order, are fitted, and the others are placed among their nearest
+    landmarks of the same time.
 
     Attributes:
         n_components: the number of axes.
@@ -60,8 +54,8 @@ class DynamicTSNE(Projector):
 
     n_components: Annotated[int, Ge(1), Le(3)] = 2
     perplexity: Annotated[float, Gt(1)] = 30.0
-    trajectory: Annotated[float, Ge(0)] = 3.0
-    n_iterations: Annotated[int, Ge(EXAGGERATED)] = 500
+    trajectory: Annotated[float, Ge(0)] = 0.7
+    n_iterations: Annotated[int, Ge(2 * EARLY)] = 750
     n_landmarks: Annotated[int, Ge(10)] = 1000
 
     def project(self, states: Any, *, seed: int = 0) -> Projection:
@@ -75,110 +69,94 @@ class DynamicTSNE(Projector):
         perplexity, notes = fewer("perplexity", self.perplexity, max(1.01, (len(chosen) - 1) / 3))
         descent = _Descent(fitted, equal, perplexity, self.trajectory, self.n_components)
         places = descent.run(self.n_iterations)
+        divergence, stress = descent.divergence(places), descent.trajectories.stress(places)
         if len(chosen) < count:
             places = among(frames, chosen, places, perplexity)
             note = f"points are fitted, of {count}; the others are placed among them"
             notes += (Check.info("landmarks", float(len(chosen)), note),)
-        notes += (Check.info("divergence", descent.divergence, "Kullback-Leibler, mean over the frames"),)
+        notes += (Check.info("divergence", divergence, "Kullback-Leibler, mean over the frames"),)
         if len(frames) > 1:
-            notes += (Check.info("trajectory stress", descent.stress, "Sammon's, along the trajectories"),)
+            notes += (Check.info("trajectory stress", stress, "mean squared relative error of the moves drawn"),)
         values = places if states.dim() == 3 else places[0]
         return Projection(values.to(states), checks=notes)
 
 
 class _Descent:
-    """Gradient descent with momentum and gains, as t-SNE's.
-
-    Attributes:
-        divergence: the mean over frames, at the end.
-        stress: along the trajectories, at the end.
-    """
+    """Accelerated gradient descent; the step along a trajectory is divided by the curvature of its stress."""
 
     def __init__(self, frames: Tensor, equal: Tensor, perplexity: float, trajectory: float, n_components: int) -> None:
         self.shape = (*frames.shape[:2], n_components)
-        self.equal, self.trajectory = equal, trajectory
-        self.divergence = self.stress = 0.0
+        self.equal, self.trajectory = equal, trajectory * len(frames)
         points = frames.double()
         scale = float((points - points.mean(dim=(0, 1))).square().sum(dim=-1).mean().sqrt())
         points = (points - points.mean(dim=(0, 1))) / max(scale, 1e-300)
+        self.trajectories = Trajectories(points)
         start = principal(points.flatten(0, 1), n_components, 1e-2).float()
         self.copies = equal.bincount().unsqueeze(1).float()
-        self.places = torch.zeros(len(self.copies), n_components).index_add_(0, equal, start) / self.copies
-        self.neighbours = [affinities(frame, perplexity) for frame in points] if frames.shape[1] > 1 else []
-        self.lags: list[tuple[int, Tensor, Tensor]] = []
-        for lag in _lags(len(frames)):
-            distances = (points[lag:] - points[:-lag]).norm(dim=-1).float()
-            self.lags.append((lag, distances, torch.zeros(())))
-        total = sum(float(d.sum()) for _, d, _ in self.lags) / max(1, sum(d.numel() for _, d, _ in self.lags))
-        # Weights of pairs that hardly moved are bounded, or these few would decide how far a step may go.
-        self.lags = [
-            (lag, d, torch.where(d > 0, 1 / d.clamp_min(1e-3 * total + 1e-30), 0.0)) for lag, d, _ in self.lags
-        ]
-        self.spread = _spread(points)
-        self.length = sum(float(d.double().sum()) for _, d, _ in self.lags)
+        self.start = self._merged(start)
+        self.neighbours: list[tuple[slice, Tensor]] = []
+        count = frames.shape[1]
+        size = max(1, 2**20 // count**2)  # so many frames at a time stay in the caches
+        for first in range(0, len(frames) if count > 1 else 0, size):
+            part = slice(first, first + size)
+            self.neighbours.append((part, torch.stack([affinities(frame, perplexity) for frame in points[part]])))
 
     def run(self, steps: int) -> Tensor:
         """Descends, and returns the places (T, n, n_components)."""
-        rate = self.shape[1] / 48
-        velocity, gains = torch.zeros_like(self.places), torch.ones_like(self.places)
+        places = ahead = self.start
         for step in range(steps):
-            early = step < EXAGGERATED
-            slope = self._slope(12.0 if early else 1.0, last=step == steps - 1)
-            gains = torch.where(slope.sign() == velocity.sign(), gains * 0.8, gains + 0.2).clamp_min(0.01)
-            velocity = (0.5 if early else 0.8) * velocity - rate * gains * slope
-            # Close pairs of times make the stress stiff: where a step overshoots, it is kept to the order of the map.
-            limit = self.places[self.equal].norm(dim=1).mean().clamp_min(5.0)
-            velocity = velocity * (limit / velocity.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp(max=1)
-            self.places = self.places + velocity
-            self.places = self.places - self.places[self.equal].mean(dim=0)
-        return self.places[self.equal].view(self.shape)
+            early = step < EARLY
+            slope, curvature = self.slope(self._all(ahead), *((4.0, 10.0) if early else (1.0, 1.0)))
+            rate = self.shape[1] / 6
+            # Equal states are one point: its slope is the mean of theirs, and so is its step.
+            move = self.trajectories.damped(self._all(self._merged(slope.flatten(0, 1))), rate * curvature)
+            later = ahead - rate * self._merged(move.flatten(0, 1))
+            later = later - later[self.equal].mean(dim=0)
+            ahead = later + (0.5 if early else 0.8 if step < steps // 2 else 0.95) * (later - places)
+            places = later
+        return self._all(places)
 
-    def _slope(self, exaggeration: float, last: bool) -> Tensor:
-        places = self.places[self.equal].view(self.shape)
+    def slope(self, places: Tensor, neighbours: float = 1.0, trajectories: float = 1.0) -> tuple[Tensor, float]:
+        """The slope of what is minimised at a map (T, n, k), times T, and the factor of its curvature.
+
+        Args:
+            places: (T, n, k).
+            neighbours: the weight of the affinities.
+            trajectories: that of the trajectories.
+        """
         slope = torch.zeros_like(places)
-        divergence = 0.0
-        for frame, near, out in zip(places, self.neighbours, slope, strict=False):
-            squares = frame.square().sum(dim=1)
-            q = torch.addmm(squares[:, None] + (squares + 1), frame, frame.T, alpha=-2).clamp_(min=1).reciprocal_()
-            q.fill_diagonal_(0)
-            total = q.sum()
-            if last:
-                divergence += float(torch.xlogy(near, near * total / q.clamp_min(1e-30)).sum())
-            force = q.mul_(near * exaggeration - q / total)
-            out += 4 * (force.sum(dim=1, keepdim=True) * frame - force @ frame)
-        if self.lags and self.trajectory:
-            slope += self.trajectory * self.shape[0] * self._pull(places, last)
-        self.divergence = divergence / self.shape[0]
-        return torch.zeros_like(self.places).index_add_(0, self.equal, slope.flatten(0, 1)) / self.copies
+        for part, near in self.neighbours:
+            frame = places[part]
+            q = _similarities(frame)
+            shares = q.sum(dim=(1, 2), keepdim=True).reciprocal_()
+            force = torch.addcmul(near * neighbours if neighbours != 1 else near, q, shares, value=-1.0).mul_(q)
+            slope[part] = 4 * (force.sum(dim=2, keepdim=True) * frame - force @ frame)
+        pull, curvature = self.trajectories.slope(places)
+        weight = trajectories * self.trajectory
+        return slope + weight * pull, weight * curvature
 
-    def _pull(self, places: Tensor, last: bool) -> Tensor:
-        """The slope of the stress."""
-        moves = [places[lag:] - places[:-lag] for lag, _, _ in self.lags]
-        lengths = [move.norm(dim=-1) for move in moves]
-        # A single trajectory has no width to be measured by: the scale is then what fits it.
-        drawn = sum(float(length.double().sum()) for length in lengths)
-        scale = _spread(places) / self.spread if self.spread else drawn / max(self.length, 1e-300)
-        slope = torch.zeros_like(places)
-        if scale == 0 or self.length == 0:
-            return slope
-        whole = scale**2 * self.length
-        stress = 0.0
-        for (lag, distances, weights), move, length in zip(self.lags, moves, lengths, strict=True):
-            pull = 2 * (weights * (1 - scale * distances / length.clamp_min(1e-9)) / whole).unsqueeze(-1) * move
-            slope[lag:] += pull
-            slope[:-lag] -= pull
-            if last:
-                stress += float((weights * (length - scale * distances).square()).sum()) / whole
-        self.stress = stress
-        return slope
+    def divergence(self, places: Tensor) -> float:
+        """The divergence of a map (T, n, k), in the mean over its frames."""
+        total = 0.0
+        for part, near in self.neighbours:
+            q = _similarities(places[part])
+            true = near * q.sum(dim=(1, 2), keepdim=True) / q.clamp_min(1e-30)
+            total += float(torch.xlogy(near, true).sum(dtype=torch.float64))
+        return total / len(places)
+
+    def _all(self, places: Tensor) -> Tensor:
+        return places[self.equal].view(self.shape)
+
+    def _merged(self, values: Tensor) -> Tensor:
+        """The mean over equal states of values (T n, k)."""
+        merged = values.new_zeros(len(self.copies), values.shape[1])
+        return merged.index_add_(0, self.equal, values) / self.copies
 
 
-def _spread(points: Tensor) -> float:
-    """How far points (T, n, d) lie from their frame's centre, in the mean."""
-    return float((points - points.mean(dim=1, keepdim=True)).norm(dim=-1).double().mean())
-
-
-def _lags(count: int) -> list[int]:
-    if count <= ALL_LAGS:
-        return list(range(1, count))
-    return sorted({round(2 ** (power / 2)) for power in range(2 * math.ceil(math.log2(count)))} & set(range(1, count)))
+def _similarities(frames: Tensor) -> Tensor:
+    """(T, n, n) t-SNE's 1 / (1 + squared distance), zero for each point itself, of frames (T, n, k)."""
+    squares = frames.square().sum(dim=-1)
+    both = squares[:, :, None] + (squares[:, None, :] + 1)
+    q = torch.baddbmm(both, frames, frames.transpose(1, 2), alpha=-2).clamp_(min=1).reciprocal_()
+    q.diagonal(dim1=1, dim2=2).zero_()
+    return q

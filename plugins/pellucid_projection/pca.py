@@ -10,6 +10,11 @@ from annotated_types import Ge
 from torch import Tensor
 
 from pellucid import Check, InputError, ParameterError, Projection, Projector
+from pellucid_projection import variance
+from pellucid_projection.variance import blocks
+
+RESIDUAL = 1e-5
+"""How well axes in a Krylov space solve the eigenproblem."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +36,11 @@ class Axes:
 
     def transform(self, states: Tensor) -> Tensor:
         """Places states (..., d) on the axes, (..., k), in the type of the states."""
-        return ((states.to(self.mean) - self.mean) @ self.components.T).to(states.dtype)
+        points = states.reshape(-1, states.shape[-1])
+        places = points.new_empty(len(points), len(self.components))
+        for rows in blocks(points):
+            places[rows] = ((points[rows].to(self.mean) - self.mean) @ self.components.T).to(places)
+        return places.view(*states.shape[:-1], -1)
 
     def restore(self, places: Tensor) -> Tensor:
         """The states (..., d) nearest to places (..., k) on the axes, among those that the axes span."""
@@ -42,9 +51,13 @@ class Axes:
 class PCA(Projector):
     """Places states on the few orthogonal axes along which they vary most.
 
-    The axes are exact: eigenvectors of the covariance where there are at least as many states as features, right
-    singular vectors of the centred states else, in double precision. They do not depend on the seed. Trajectories
-    (T, n, d) are fitted together, so that all times share their axes.
+    The axes are exact, in double precision, where there are at most 1024 states or features: eigenvectors of the
+    smaller of the covariance and the inner products. Of more they are found in a Krylov space (Musco and Musco, 2015),
+    grown until they solve the covariance's eigenproblem to 1e-5, or to what the check "residual" says. They do not
+    depend on the seed. Trajectories (T, n, d) are fitted together, so that all times share their axes.
+
+    States are read a few at a time, at most once for the mean and twice for the axes (or once for each step of the
+    Krylov space), so that a memory-mapped tensor or array of states may be larger than the memory.
 
     Pearson, "On lines and planes of closest fit to systems of points in space", 1901.
 
@@ -61,42 +74,41 @@ class PCA(Projector):
     def project(self, states: Any, *, seed: int = 0) -> Projection:
         """Fits the axes to the states and places the states on them."""
         states = checked(states)
-        axes = self.fit(states)
+        axes, residual = self._fit(states)
         total = float(axes.ratio.sum())
-        note = f"of the total variance on {self.n_components} axes"
-        return Projection(
-            axes.transform(states),
-            explained=axes.ratio,
-            checks=(Check.info("explained variance", total, note),),
+        checks: tuple[Check, ...] = (
+            Check.info("explained variance", total, f"of the total variance on {self.n_components} axes"),
         )
+        if residual is not None:
+            checks += (Check.bound("residual", residual, RESIDUAL, "of the eigenproblem, to the largest eigenvalue"),)
+        return Projection(axes.transform(states), explained=axes.ratio, checks=checks)
 
     def fit(self, states: Any) -> Axes:
         """Finds the axes of states (n, d) or (T, n, d); `Axes.transform` then places any others on them."""
-        points = checked(states).flatten(0, -2)
+        return self._fit(checked(states))[0]
+
+    def _fit(self, states: Tensor) -> tuple[Axes, float | None]:
+        points = states.reshape(-1, states.shape[-1])
         n, d = points.shape
         if self.n_components > min(n, d):
             raise ParameterError(
                 f"n_components={self.n_components} of {n} states with {d} features; expected at most {min(n, d)}"
             )
-        mean = points.mean(dim=0, dtype=torch.float64)
-        if n >= d:
-            covariance = torch.zeros(d, d, dtype=torch.float64, device=points.device)
-            for part in torch.split(points, 4096):  # the copy in double precision is of a part at a time
-                centred = part.double() - mean
-                covariance.addmm_(centred.T, centred)
-            squares, vectors = torch.linalg.eigh(covariance)
-            squares, vectors = squares.flip(0).clamp_min(0), vectors.flip(1).T
+        mean, total, largest = variance.moments(points)
+        if d <= min(n, variance.DENSE):
+            squares, components = variance.by_covariance(points, mean, self.n_components)
+            residual = None
+        elif n <= variance.DENSE:
+            squares, components = variance.by_inner_products(points, mean, self.n_components)
+            residual = None
         else:
-            _, singular, vectors = torch.linalg.svd(points.double() - mean, full_matrices=False)
-            squares = singular**2
-        components = vectors[: self.n_components]
-        largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
-        components = components * torch.where(largest < 0, -1.0, 1.0)
-        kept, total = squares[: self.n_components], squares.sum()
+            squares, components, residual = variance.by_krylov_space(points, mean, self.n_components, RESIDUAL)
+        greatest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+        components = components * torch.where(greatest < 0, -1.0, 1.0)
         # States that are all the same differ from their mean by rounding alone, of which no share can be said.
-        rounding = n * d * (8 * torch.finfo(torch.float64).eps * float(points.abs().max())) ** 2
-        ratio = kept / total if total > rounding else torch.zeros_like(kept)
-        return Axes(mean, components, kept / (n - 1), ratio)
+        rounding = n * d * (8 * torch.finfo(torch.float64).eps * largest) ** 2
+        ratio = squares / total if total > rounding else torch.zeros_like(squares)
+        return Axes(mean, components, squares / (n - 1), ratio), residual
 
 
 def checked(states: Any) -> Tensor:
@@ -110,7 +122,8 @@ def checked(states: Any) -> Tensor:
         )
     if points.shape[-2] * (len(points) if points.dim() == 3 else 1) < 2 or points.shape[-1] == 0:
         raise InputError(f"the states have shape {tuple(points.shape)}; expected at least two, with features")
-    wrong = int((~torch.isfinite(points)).any(dim=-1).sum())
+    rows = points.reshape(-1, points.shape[-1])
+    wrong = sum(int((~torch.isfinite(rows[some])).any(dim=-1).sum()) for some in blocks(rows))
     if wrong:
         raise InputError(f"{wrong} of the states have values that are not finite (NaN or infinity); leave them out")
     return points

@@ -23,16 +23,20 @@ def equal(points: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(first[order]), torch.from_numpy(rank[which.ravel()])
 
 
-def distinct(points: Tensor) -> tuple[Tensor, Tensor]:
+def distinct(points: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
     """The first of each set of equal points (n, d), in their order, and for every point which of those it is.
 
     A method that gets each point once gives equal points equal places, exactly.
+
+    Args:
+        points: (n, d).
+        least: how many different ones are needed.
 
     Raises:
         InputError: when all points are the same.
     """
     first, which = equal(points)
-    if len(first) < 2:
+    if len(first) < least:
         raise InputError(
             f"all {len(points)} states are the same, so that no map tells them apart; expected two at least"
         )

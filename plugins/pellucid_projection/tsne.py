@@ -18,7 +18,7 @@ class TSNE(Projector):
 
     Trajectories (T, n, d) are mapped as one cloud; `dynamic_tsne` keeps them better. Equal states have equal places.
     It starts from the principal axes, so that it does not depend on the seed. Distances between clusters, and their
-    sizes, mean little. New points cannot be placed.
+    sizes, mean little. New points cannot be placed; `opentsne` can.
 
     van der Maaten and Hinton, "Visualizing data using t-SNE", 2008.
 

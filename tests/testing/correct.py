@@ -162,6 +162,17 @@ class Flipping(Evaluator):
         return (yield Look(at=at))
 
 
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Two axes and where they meet."""
+
+    mean: torch.Tensor
+    vectors: torch.Tensor
+
+    def transform(self, states):
+        return ((states.double() - self.mean) @ self.vectors).to(states.dtype)
+
+
 @correct
 @dataclass(frozen=True, eq=False)
 class Axes(Projector):
@@ -170,16 +181,34 @@ class Axes(Projector):
     record: ClassVar[Any] = {"tags": {"linear"}, "explains": "data"}
 
     def checked(self, states):
-        if states.dim() != 2 or len(states) == 0 or not bool(torch.isfinite(states).all()):
-            raise InputError("the states are no finite points (n, d)")
+        if states.dim() not in (2, 3) or len(states) == 0 or not bool(torch.isfinite(states).all()):
+            raise InputError("the states are no finite points (n, d) or (T, n, d)")
         return states
 
     def project(self, states, *, seed=0):
-        points = self.checked(states).double()
-        centred = points - points.mean(dim=0)
-        vectors = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, [-1, -2]]
+        states = self.checked(states)
+        return Projection(self.placed(self.fit(states).transform(states)))
+
+    def fit(self, states):
+        points = states.double().flatten(0, -2)
+        mean = points.mean(dim=0)
+        vectors = torch.linalg.eigh((points - mean).T @ (points - mean)).eigenvectors[:, [-1, -2]]
         largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
-        return Projection(self.placed((centred @ (vectors * largest.sign())).to(states.dtype)))
+        return Plane(mean, vectors * largest.sign())
 
     def placed(self, places):
         return places
+
+
+@correct
+@dataclass(frozen=True, eq=False)
+class KeepsDistances(Evaluator):
+    """How far distances on the map go with those of the states."""
+
+    record: ClassVar[Any] = {"uses": (), "tags": {"map", "across_examples"}, "explains": "projection"}
+    better: ClassVar[str] = "higher"
+
+    def evaluate(self, sample, explanation):
+        states, places = sample.inputs.double().transpose(0, 1).flatten(2), explanation.values.double()
+        pairs = torch.stack([torch.pdist(points.flatten(0, 1)) for points in (states, places)])
+        return Scores.single(metric="distances", values=torch.corrcoef(pairs)[0, 1], better=self.better)

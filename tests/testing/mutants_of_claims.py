@@ -1,4 +1,4 @@
-"""Explainers that claim too much, and evaluators and projectors with one seeded bug each."""
+"""Explainers that claim too much, and evaluators with one seeded bug each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from pellucid import Attribution, Explainer, Look
 
-from .correct import ALONE, Axes, Flipping, GradientTimesInput, caught_by
+from .correct import ALONE, Flipping, GradientTimesInput, caught_by
 
 
 @caught_by("is linear in the score")
@@ -102,7 +102,7 @@ class Undescribed(GradientTimesInput):
     is done by torch"""
 
 
-# --- evaluators and projectors with one bug each ------------------------------------------------------------------
+# --- evaluators with one bug each -----------------------------------------------------------------------------
 
 
 @caught_by("prefers the planted truth to chance and to its reverse")
@@ -139,57 +139,3 @@ class Nameless(Flipping):
     def scored(self, explanation, values):
         scores = super().scored(explanation, values)
         return replace(scores, rows=(replace(scores.rows[0], metric=""),))
-
-
-@caught_by("places every point")
-@dataclass(frozen=True, eq=False)
-class LosesAPoint(Axes):
-    """The last point is lost."""
-
-    def placed(self, places):
-        return places[:-1]
-
-
-@caught_by("does not care for the order of the points")
-@dataclass(frozen=True, eq=False)
-class OrderMatters(Axes):
-    """Points drift with their index."""
-
-    def placed(self, places):
-        return places + torch.arange(len(places))[:, None].to(places) * 1e-3
-
-
-@caught_by("places duplicates together")
-@dataclass(frozen=True, eq=False)
-class DuplicatesApart(Axes):
-    """The last point is thrown far away."""
-
-    def placed(self, places):
-        return torch.cat([places[:-1], places[-1:] + 5.0])
-
-
-@caught_by("keeps planted clusters apart")
-@dataclass(frozen=True, eq=False)
-class Mixed(Axes):
-    """Points in another order than they came."""
-
-    def placed(self, places):
-        return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))]
-
-
-@caught_by("refuses states that are not finite, and what is no list of points")
-@dataclass(frozen=True, eq=False)
-class TakesAnything(Axes):
-    """Zero in place of what is not a number."""
-
-    def checked(self, states):
-        return states.nan_to_num()
-
-
-@caught_by("leaves the states and the random states as they were")
-@dataclass(frozen=True, eq=False)
-class CentresInPlace(Axes):
-    """Centres the user's states."""
-
-    def checked(self, states):
-        return super().checked(states).sub_(0.0)

@@ -1,6 +1,6 @@
 """The conformance kit itself: it passes what is right, and catches every seeded bug by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,12 +14,26 @@ from pellucid.testing.case import Case
 from pellucid.testing.fronts import CHECKS, Trial
 from pellucid.testing.laws import Broken
 from pellucid.testing.planted import GlyphNet, planted, verify
+from pellucid.testing.planted_concepts import rivalling, scenes
+from pellucid.testing.planted_concepts import verify as verify_concepts
+from pellucid.testing.planted_exemplars import require_boxes
+from pellucid.testing.planted_influence import lesson
+from pellucid.testing.planted_influence import verify as verify_lesson
 from pellucid.testing.state import State, differences, isolated
 from pellucid.testing.subject import subject_of
 
-from . import mutants_behind, mutants_of_claims, mutants_of_rules, mutants_of_values  # noqa: F401
+from . import (  # noqa: F401
+    mutants_behind,
+    mutants_of_claims,
+    mutants_of_data,
+    mutants_of_maps,
+    mutants_of_rules,
+    mutants_of_values,
+)
 from .correct import ALONE, CAUGHT_BY, CORRECT, GradientTimesInput, recorded
 from .correct import Path as PathIntegral
+from .correct_of_data import CONCEPTS, COPIES, NEAREST, PARTS, PROTOTYPES, UNITS
+from .mutants_of_maps import STILL
 from .mutants_of_values import PermutedBatch
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +66,8 @@ def test_a_seeded_bug_is_caught_by_name(cls):
 
 
 def test_every_check_that_a_technique_can_break_has_a_mutant():
-    groups = {"State", "Determinism", "Examples", "Target", "Passes", "Result", "Axioms", "Planted truth"}
+    groups = {"State", "Determinism", "Examples", "Target", "Passes", "Result", "Axioms", "Planted truth",
+              "Maps of points", "Maps through time"}  # fmt: skip
     uncaught = {law.sentence for law in CHECKS if law.group in groups} - set(CAUGHT_BY.values())
     # What these hold is the engine's own doing, which no technique can break from within the protocol.
     assert uncaught == {
@@ -186,6 +201,70 @@ def test_two_glyphs_are_each_the_truth_for_their_own_class():
         rival = model(truth.without(truth.distractors))[range(12), truth.classes]
     assert (without < 0.1 * own).all()
     torch.testing.assert_close(rival, own, rtol=0.05, atol=0.05)
+
+
+PLANTED = {
+    COPIES: {"ntk_influence", "influence_functions", "trak", "tracin", "leave_one_out", "unrolled"},
+    NEAREST: {"similar_examples"},
+    PROTOTYPES: {"mmd_critic"},
+    UNITS: {"maximal_examples"},
+    CONCEPTS: {"tcav"},
+    PARTS: {"ace"},
+    STILL: {"pca", "in_pca", "tsne", "umap", "dynamic_tsne", "random_projection"},
+}
+
+
+@pytest.mark.parametrize("sentence", PLANTED)
+def test_planted_truth_finds_its_techniques_by_their_records(sentence):
+    law = next(law for law in CHECKS if law.sentence == sentence)
+    found = {record.name for record in pellucid.techniques() if record.available and not law.excuse(subject_of(record))}
+    assert found >= PLANTED[sentence]
+    others = set().union(*(names for other, names in PLANTED.items() if other != sentence))
+    assert not found & others
+
+
+@pytest.mark.parametrize("name", ["Steps", "Nearest", "Stand", "Excited", "Directions", "Parts", "Axes"])
+def test_no_seed_raises_a_false_alarm_on_a_correct_technique(name):
+    subject = subject_of(instance(CORRECT[name]))
+    planted = ("Planted truth", "Maps of points", "Maps through time")
+    laws = [law for law in CHECKS if law.group in planted and not law.excuse(subject)]
+    assert laws
+    for law in laws:
+        for seed in (1, 2):
+            Trial(subject, law, seed)()
+
+
+def test_planted_training_data_are_causal():
+    case = Case(subject_of("tracin"), seed=4)
+    given = lesson(case)
+    verify_lesson(given)
+    assert (given.trainer.inputs[given.copies] == given.queries).all()
+    assert (given.trainer.inputs[given.twins] == given.queries).all()
+    assert given.trainer.labels[given.copies].tolist() == [1, 3, 0]
+    assert given.trainer.labels[given.twins].tolist() == [2, 0, 1]
+    assert not given.wrong.any()
+    with pytest.raises(Broken, match="own model"):
+        verify_lesson(replace(given, copies=given.twins, twins=given.copies))
+    assert int(lesson(case, wrong=4).wrong.sum()) == 4
+
+
+def test_planted_concepts_are_causal():
+    generator = torch.Generator().manual_seed(2)
+    images = [scenes(200, generator, certain) for certain in (0, 1, 4, None)]
+    verify_concepts(rivalling(), images, 0)
+    with pytest.raises(Broken, match="own model"):
+        verify_concepts(GlyphNet().eval(), images, 0)
+    with pytest.raises(Broken, match="own model"):
+        verify_concepts(rivalling(), images, 1)
+
+
+def test_a_crop_that_is_a_pixel_off_is_seen():
+    image = torch.zeros(3, 32, 32)
+    image[:, 8:16, 16:24] = 1.0
+    require_boxes(torch.tensor([[8, 16, 16, 24]]), image, 0)
+    for box in ([9, 16, 17, 24], [8, 15, 16, 23], [0, 0, 32, 32], [16, 8, 24, 16]):
+        with pytest.raises(Broken, match="overlaps the glyph's cell"):
+            require_boxes(torch.tensor([box]), image, 0)
 
 
 def test_state_sees_every_change():

@@ -55,19 +55,21 @@ def guarded(module: nn.Module, seed: int, parts: Parts | None = None) -> Iterato
 def random_states(parameters: Sequence[Tensor], seed: int) -> Iterator[None]:
     """Runs a block with the random states of torch, NumPy and Python seeded; then puts them back."""
     devices = {tensor.device for tensor in parameters if tensor.is_cuda}
+    # Not `torch.manual_seed`, which seeds every accelerator, also those that are not restored.
+    generators = [torch.default_generator, *(torch.cuda.default_generators[device.index] for device in devices)]
+    states = [generator.get_state() for generator in generators]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
-            # Not `torch.manual_seed`, which seeds every accelerator, also those that are not restored.
-            torch.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device.index].manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
+        for generator in generators:
+            generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ class Parts:
         """What changes when a module is added, removed, renamed or exchanged."""
         return tuple(self.modules), tuple(map(id, self.modules.values()))
 
-    @property
+    @cached_property
     def state(self) -> tuple[Any, ...]:
-        """What changes when a parameter or buffer is exchanged, moved, or changed in place.
+        """What changes when a parameter or buffer is exchanged, moved, or changed in place; as it was when first asked.
 
         A change in place through `.data` does not show: autograd does not count it.
         """

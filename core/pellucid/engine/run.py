@@ -80,6 +80,7 @@ class Run:
 
     def _execute(self, parts: Parts, trained: bool) -> Outcome:
         engine = Engine(self.adapter, parts)
+        _ = parts.state  # what is explained is the model as it is now
         sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")

@@ -59,7 +59,7 @@ def right_shape(case: Case) -> None:
         require(result.meta.layer in (None, layer.name), f"meta names another layer, '{result.meta.layer}'")
 
 
-@result_check("says where it comes from", kinds={"explainer"})
+@result_check("says where it comes from", kinds={"explainer"}, once=True)
 def provenance(case: Case) -> None:
     """Technique, parameters, model, inputs, seed, passes and time; all of them can be written as JSON."""
     meta = case.run().meta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pellucid.testing.case import OTHER_TARGETS, TARGETS, Case, deviation, require_same, rows_of
+from pellucid.testing.case import OTHER_TARGETS, TARGETS, Case, deviation, require_same, rows_of, values_of
 from pellucid.testing.laws import (
     BY_EXAMPLE,
     CLASS_AGNOSTIC,
@@ -109,12 +109,30 @@ def target_matters(case: Case) -> None:
     results = [case.run(target=target, technique=case.fresh()) for target in range(CLASSES)]
     gaps = [deviation(result, results[0]) for result in results[1:]]
     require(max(gaps) > ROUNDING, "every target gives the same values; tag it 'class_agnostic' if that is meant")
-    if "across_examples" in case.subject.tags:
-        return  # a row is not an example's
+    if not BY_EXAMPLE.holds(case.subject):
+        _require_rows_of_classes(case)
+        return
     mixed = case.run(technique=case.fresh())
     for row, target in enumerate(TARGETS):
         expected = rows_of(results[target], [row])
         require_same(rows_of(mixed, [row]), expected, f"target {target} of example {row} among others", ROUNDING)
+
+
+def _require_rows_of_classes(case: Case) -> None:
+    """Where a row is not an example's but a class's, equal examples leave a class the same row whatever the others are.
+
+    What is found in the examples may come in an order that depends on all rows, so that a row's order is left aside.
+    """
+    equal = case.inputs()[[0] * len(TARGETS)]
+    expected = [values_of(case.run(inputs=equal, target=target, technique=case.fresh()))[0] for target in TARGETS]
+    mixed = values_of(case.run(inputs=equal, technique=case.fresh()))[0]
+    require(
+        len(mixed) == len(TARGETS) and all(len(one) == 1 for one in expected),
+        f"three classes gave {len(mixed)} rows, one class gave {[len(one) for one in expected]}; expected one for each",
+    )
+    for row, target in enumerate(TARGETS):
+        ours, alone = (one.sort().values for one in (mixed[row], expected[row][0]))
+        require_same([ours], [alone], f"target {target} among others, of the same example", ROUNDING)
 
 
 @target_check("gives the same for every target", CLASS_AGNOSTIC)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,18 @@ from pellucid.protocol.explainer import Explainer, as_passes
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.look import Look, Looks, Seen
 from pellucid.protocol.sample import Sample
-from pellucid.results import Attribution, Exemplars, Explanation, Influence, Meta, Projection, Scores, TargetRecord
+from pellucid.results import (
+    Attribution,
+    Concepts,
+    Exemplars,
+    Explanation,
+    Influence,
+    Meta,
+    Projection,
+    Scores,
+    TargetRecord,
+)
+from pellucid.rules.program import Program
 from pellucid.testing.laws import Skipped, require
 from pellucid.testing.models import FEATURES, IMAGE, SmallNet, SmallTable, randomised
 from pellucid.testing.subject import Subject
@@ -79,6 +92,11 @@ class Case:
         """Another new instance, equal to the one that is checked."""
         return self.subject.instances()[self.index]
 
+    def given(self, **wanted: Any) -> Any:
+        """A new instance with planted data and settings, of which it gets those that are parameters of its."""
+        known = {name: value for name, value in wanted.items() if name in self.subject.parameters}
+        return self.subject.varied(self.technique, **known)
+
     def skip(self, reason: str) -> None:
         """Ends the check without a verdict."""
         raise Skipped(reason)
@@ -95,8 +113,8 @@ class Case:
 
     def model(self, label: str = "model", dtype: torch.dtype = torch.float64) -> nn.Module:
         """A new model in eval mode, with the same weights for the same label."""
-        made = SmallTable() if self.table else SmallNet()
-        return randomised(made.double(), self.generator(label).initial_seed()).to(dtype)
+        made = copy.deepcopy(_unset(self.table))
+        return randomised(made, self.generator(label).initial_seed()).to(dtype)
 
     def run(
         self,
@@ -139,6 +157,14 @@ class Case:
             weights = values.new_ones(places.shape)
             return Exemplars(weights, places, kind=("prototype",) * 3 + ("criticism",), meta=Meta(technique="given"))
         classes = _classes(target)
+        if "concepts" in self.subject.tags:
+            names = [0] if classes is None else list(dict.fromkeys(classes.tolist()))
+            scores = torch.sin(torch.tensor(names)[:, None] + torch.arange(3.0)).to(values)
+            rows, masks = tuple(f"class {name}" for name in names), values[:, :3].abs() > 0.5
+            record = TargetRecord("given", classes)
+            return Concepts(
+                scores, ("a", "b", "c"), rows=rows, masks=masks, meta=Meta(technique="given"), target=record
+            )
         return Attribution(
             torch.sin(3 * values.to(values.dtype if values.is_floating_point() else torch.float32)),
             over="input",
@@ -176,6 +202,12 @@ class Case:
         if isinstance(technique, Explainer):
             return technique.explain(sample)
         return technique.evaluate(sample, self.explanation(sample.inputs, list(TARGETS)))
+
+
+@cache
+def _unset(table: bool) -> nn.Module:
+    """A model of which every check gets a copy of its own: to copy one is much faster than to make one."""
+    return (SmallTable() if table else SmallNet()).double()
 
 
 def _classes(target: Any) -> Tensor | None:
@@ -260,3 +292,28 @@ def counted(model: nn.Module) -> Iterator[list[int]]:
         yield rows
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def counted_by_rules() -> Iterator[Cost]:
+    """Counts the rows that go through captured graphs while the block runs, forward and back by rules.
+
+    A pass by rules runs a graph in the model's place, so that hooks on the model do not see it. A pass at a sample and
+    its reference, in lockstep, is two rows forward for each example.
+    """
+    seen = Cost()
+    rows = 0
+    forward, backward = Program.forward, Program.backward
+
+    def onward(program: Program, inputs: Sequence[Tensor], reference: Sequence[Tensor] | None = None) -> Any:
+        nonlocal rows
+        rows = len(inputs[0])
+        seen.forward += rows * (1 if reference is None else 2)
+        return forward(program, inputs, reference)
+
+    def back(program: Program, *args: Any, **kwargs: Any) -> Any:
+        seen.backward += rows
+        return backward(program, *args, **kwargs)
+
+    with mock.patch.object(Program, "forward", onward), mock.patch.object(Program, "backward", back):
+        yield seen

@@ -10,7 +10,21 @@ from typing import Any
 
 from pellucid.errors import Unavailable, UnknownTechnique, nearest
 from pellucid.registry import Technique, registry
-from pellucid.testing import answer, axioms, behaviour, given, passes, planted, projectors, records, state  # noqa: F401
+from pellucid.testing import (  # noqa: F401
+    answer,
+    axioms,
+    behaviour,
+    given,
+    passes,
+    planted,
+    planted_concepts,
+    planted_exemplars,
+    planted_influence,
+    projectors,
+    records,
+    state,
+    trajectories,
+)
 from pellucid.testing.case import Case
 from pellucid.testing.laws import GROUPS, LAWS, Broken, Law, Skipped
 from pellucid.testing.report import Report, Result

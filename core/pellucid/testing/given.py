@@ -75,7 +75,9 @@ def circumstances(case: Case) -> None:
     require_same(case.run(frozen, technique=case.fresh()), expected, "a frozen model in train mode", ROUNDING)
 
 
-@bad_input_check("refuses inputs that are empty, not finite or of the wrong shape, and leaves everything as it was")
+@bad_input_check(
+    "refuses inputs that are empty, not finite or of the wrong shape, and leaves everything as it was", once=True
+)
 def bad_inputs(case: Case) -> None:
     """With an `InputError`, or a `ModelError` where only the model knows its shapes."""
     bad = case.inputs()
@@ -88,7 +90,7 @@ def bad_inputs(case: Case) -> None:
         _refused(case, InputError, inputs=case.inputs()[0], target=0, what="an image without the axis of examples")
 
 
-@bad_input_check("refuses a target that does not exist, and leaves everything as it was", LOOKING)
+@bad_input_check("refuses a target that does not exist, and leaves everything as it was", LOOKING, once=True)
 def bad_targets(case: Case) -> None:
     """With a `TargetError`."""
     _refused(case, TargetError, target=99, what="class 99 of 4")

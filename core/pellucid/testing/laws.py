@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from pellucid.errors import PellucidError
+
 if TYPE_CHECKING:
     from pellucid.testing.case import Case
     from pellucid.testing.subject import Subject
@@ -35,6 +37,7 @@ GROUPS = (
     "Axioms",
     "Planted truth",
     "Maps of points",
+    "Maps through time",
 )
 """The titles of the groups, in their order."""
 
@@ -114,6 +117,18 @@ def require(holds: object, message: str) -> None:
         raise Broken(message)
 
 
+def require_refused(what: str, run: Callable[[], object]) -> None:
+    """Fails the check unless something is refused, with an error of Pellucid's that says what was expected."""
+    try:
+        run()
+    except PellucidError as error:
+        require(len(str(error)) > 20, f"{what}: the message '{error}' does not say what was expected")
+    except Exception as error:
+        require(False, f"{what}: {type(error).__name__} instead of an InputError or the like: {error}")
+    else:
+        require(False, f"{what} was taken without a word; expected an InputError or the like")
+
+
 RECORDED = Condition("with a record", lambda s: s.record is not None)
 INSTALLED = Condition("of an installed plugin", lambda s: s.record is not None and bool(s.record.distribution))
 LOOKING = Condition("that look at the model", lambda s: s.record is None or bool(s.record.uses))
@@ -130,11 +145,15 @@ DECIDING = Condition(
     "that attribute a decision", lambda s: s.output == "attribution" and s.explains == "decision" and not s.control
 )
 CONTROL = Condition("tagged 'control'", lambda s: s.control)
+IN_EARNEST = Condition("not tagged 'control'", lambda s: not s.control)
 DEMANDING = Condition(
     "that use more than outputs", lambda s: s.record is not None and bool(s.record.uses - {"outputs"})
 )
 FAITHFUL = Condition("tagged 'faithfulness'", lambda s: "faithfulness" in s.tags)
+OF_MAPS = Condition("tagged 'map'", lambda s: "map" in s.tags)
 LINEAR = Condition("tagged 'linear'", lambda s: "linear" in s.tags)
+TIMELESS = Condition("not tagged 'dynamics'", lambda s: "dynamics" not in s.tags)
+FITTED = Condition("with a method `fit`", lambda s: callable(getattr(s.cls, "fit", None)))
 
 
 def claiming(axiom: str) -> Condition:

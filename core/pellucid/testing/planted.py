@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.results import Attribution
+from pellucid.results import Attribution, Explanation
 from pellucid.testing.case import Case
 from pellucid.testing.laws import CONTROL, DECIDING, FAITHFUL, ON_IMAGES, Group, require
 
@@ -36,7 +38,8 @@ PLACES = ((0, 2), (0, 3), (1, 3), (2, 0), (3, 0), (3, 1))
 """Cells off the diagonal; the distractor stands where a transposed map would show the glyph."""
 
 
-def _drawn(rows: tuple[str, ...]) -> Tensor:
+def drawn(rows: tuple[str, ...]) -> Tensor:
+    """A pattern of hash marks as zeros and ones."""
     return torch.tensor([[float(mark == "#") for mark in row] for row in rows])
 
 
@@ -69,7 +72,7 @@ class GlyphNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        shapes = torch.stack([_drawn(rows) for rows in (*GLYPHS, *DISTRACTORS)])
+        shapes = torch.stack([drawn(rows) for rows in (*GLYPHS, *DISTRACTORS)])
         templates = shapes - shapes.mean(dim=(1, 2), keepdim=True)
         templates = templates / templates.flatten(1).norm(dim=1)[:, None, None]
         peak = float((templates * shapes).sum(dim=(1, 2)).amin())
@@ -95,7 +98,7 @@ class GlyphNet(nn.Module):
 def planted(generator: torch.Generator, n: int = 4, rivals: bool = False) -> Planted:
     """Makes images with a glyph and a distractor of as many pixels, or, for `rivals`, another class's glyph."""
     classes = torch.arange(n) % len(GLYPHS)
-    shapes, others = ([_drawn(rows) for rows in kind] for kind in (GLYPHS, DISTRACTORS))
+    shapes, others = ([drawn(rows) for rows in kind] for kind in (GLYPHS, DISTRACTORS))
     side = GRID * CELL
     images = 0.05 * torch.randn(n, 1, side, side, generator=generator)
     cells = torch.zeros(2, n, side, side, dtype=torch.bool)
@@ -175,21 +178,33 @@ def control(case: Case) -> None:
 @planted_check("prefers the planted truth to chance and to its reverse", FAITHFUL, ON_IMAGES, kinds={"evaluator"})
 def evaluators(case: Case) -> None:
     """In the direction that `better` says."""
-    from pellucid.api import evaluate
-
     truth = planted(case.generator("planted"))
     model = GlyphNet().eval()
     verify(model, truth)
     noise = torch.rand(truth.images.shape, generator=case.generator("chance"))
     good = truth.glyphs[:, None] + 0.1 * noise
     given = {name: Attribution(values) for name, values in (("good", good), ("chance", noise), ("reverse", -good))}
-    scores = evaluate(model, truth.images, given, case.technique, truth.classes, controls=False, seed=case.seed)
+    require_preferred(case, model, truth.images, truth.classes, given)
+
+
+def require_preferred(
+    case: Case,
+    model: nn.Module,
+    inputs: Tensor,
+    target: Any,
+    given: Mapping[str, Explanation],
+    technique: Any = None,
+) -> None:
+    """Fails unless an evaluator gives the first of some explanations the best score."""
+    from pellucid.api import evaluate
+
+    technique = case.technique if technique is None else technique
+    scores = evaluate(model, inputs, dict(given), technique, target, controls=False, seed=case.seed)
     mean = {row.explanation: float(values.mean()) for row, values in zip(scores.rows, scores.values, strict=True)}
-    sign = 1 if scores.rows[0].better == "higher" else -1
-    for worse in ("chance", "reverse"):
-        told = f"the truth scores {mean['good']:.3g}, {worse} {mean[worse]:.3g}"
-        ahead = sign * (mean["good"] - mean[worse]) > 0
+    better = scores.rows[0].better
+    good, *others = given
+    for worse in others:
         require(
-            ahead,
-            f"better='{scores.rows[0].better}', but {told}",
+            mean[good] > mean[worse] if better == "higher" else mean[good] < mean[worse],
+            f"better='{better}', but the truth scores {mean[good]:.3g}, {worse} {mean[worse]:.3g}",
         )

@@ -139,7 +139,7 @@ def untouched_on_error(case: Case) -> None:
             require_untouched(before, model, f"after a {type(error).__name__}, ")
 
 
-@state_check("leaves the inputs and the target that it was given as they were")
+@state_check("leaves the inputs and the target that it was given as they were", once=True)
 def inputs_untouched(case: Case) -> None:
     """Values, versions, gradients and flags."""
     inputs, target = case.inputs(), torch.tensor(TARGETS)
