@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
 from pellucid import Blocks, Check, Concepts, Explainer, InputError, Look, Passes, Sample, Unsuitable
-from pellucid_concepts.reading import FEWEST, FEWEST_SETS, Reading, random_sets, sample_of, slopes
+from pellucid_concepts.reading import FEWEST, FEWEST_SETS, Reading, random_sets, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.segments import Cutter, Segment
 from pellucid_concepts.vectors import Activations, Classifier
@@ -112,7 +112,10 @@ class ACE(Explainer):
 
     def _random(self, sample: Sample, reading: Reading) -> Passes[list[Tensor]]:
         """The features of the random sets: of one patch of each of their images."""
-        sets = [sample_of(one, sample, "a random set").inputs for one in random_sets(self.random, self.n_random)]
+        sets = [
+            sample.others(one, what="the examples of a random set").inputs
+            for one in random_sets(self.random, self.n_random)
+        ]
         cutter = self._cutter(torch.cat(sets), sample)
         generator = sample.generator("random patches")
         segments = [cutter.one_of(image, generator) for image in range(len(cutter.photos))]

@@ -63,24 +63,6 @@ def random_sets(given: Any, n_random: int) -> list[Tensor]:
     return [pool[place : size * n_random : n_random] for place in range(n_random)]
 
 
-def sample_of(inputs: Tensor, sample: Sample, what: str) -> Sample:
-    """Examples as a sample for the model that another sample is for.
-
-    Raises:
-        InputError: when they have another shape, or the model has several inputs.
-    """
-    if not isinstance(sample.inputs, Tensor) or sample.frame.extras:
-        raise InputError("concepts are for models of one input; these inputs have several")
-    if inputs.shape[1:] != sample.inputs.shape[1:]:
-        raise InputError(
-            f"{what} has examples of shape {tuple(inputs.shape[1:])}, the inputs are {tuple(sample.inputs.shape[1:])}; "
-            "expected the same shape: resize or crop them"
-        )
-    # No score is asked of them, so that any target of one example's form will do.
-    target = sample.target.picked(torch.zeros(len(inputs), dtype=torch.long))
-    return Sample(inputs.to(sample.inputs), target, sample.seed, sample.mean, sample.std, sample.frame)
-
-
 def features(seen: Seen, layer: str, pooled: bool) -> Tensor:
     """A layer's activations (n, d): all of them, or the means of its maps; in single precision at least.
 
@@ -130,7 +112,7 @@ class Reading:
         """
         parts: list[list[Tensor]] = []
         for start in range(0, n, BLOCK):
-            at = sample_of(make(start, min(n, start + BLOCK)), self.sample, "a set")
+            at = self.sample.others(make(start, min(n, start + BLOCK)), what="the examples of a set")
             key = digest(self.digest, self.layers, self.pooled, at.inputs) if self.blocks else ""
             found = self.blocks.found(key)
             if found is None:

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
 from pellucid import Blocks, Concepts, Explainer, Look, ParameterError, Passes, Sample
-from pellucid_concepts.reading import FEWEST_SETS, Reading, examples, random_sets, sample_of, slopes
+from pellucid_concepts.reading import FEWEST_SETS, Reading, examples, random_sets, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.vectors import Activations, Classifier
 
@@ -100,9 +100,10 @@ class TCAV(Explainer):
         sets = {name: given for name, given in self.concepts.items() if not _directed(given)}
         random = random_sets(self.random, self.n_random)
         given = [
-            sample_of(examples(one, f"concept '{name}'"), sample, f"concept '{name}'") for name, one in sets.items()
+            sample.others(examples(one, f"concept '{name}'"), what=f"the examples of concept '{name}'")
+            for name, one in sets.items()
         ]
-        given += [sample_of(one, sample, "a random set") for one in random]
+        given += [sample.others(one, what="the examples of a random set") for one in random]
         every = torch.cat([one.inputs for one in given])
         reading = Reading(sample, self.layers, self.pooled, Blocks(self.folder), seen.digest)
         found = yield from reading.of(len(every), lambda a, b: every[a:b])

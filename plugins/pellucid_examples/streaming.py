@@ -92,19 +92,7 @@ class Training:
 
     def __getitem__(self, places: slice | Tensor) -> Sample:
         where = torch.arange(len(self))[places]
-        inputs, queries = self.source.read(where), self.queries
-        if not isinstance(queries.inputs, Tensor) or queries.frame.extras:
-            raise InputError("similar_examples is for models of one input; these inputs have several")
-        if inputs.shape[1:] != queries.inputs.shape[1:]:
-            raise InputError(
-                f"the training inputs have shape {tuple(inputs.shape)}, the inputs {tuple(queries.inputs.shape)}; "
-                "expected the same shape of each example"
-            )
-        if not inputs.is_floating_point() or not bool(torch.isfinite(inputs).all()):
-            raise InputError(f"the training inputs are of type {inputs.dtype} or not finite; expected finite numbers")
-        # Any target of one example's form will do where no score is asked.
-        target = queries.target.picked(torch.zeros(len(inputs), dtype=torch.long))
-        return Sample(inputs.to(queries.inputs), target, queries.seed, queries.mean, queries.std, queries.frame)
+        return self.queries.others(self.source.read(where), what="the training inputs")
 
 
 def streamed(

@@ -17,6 +17,7 @@ EXPECTED = (
     "expected (inputs, labels) as two tensors or arrays, a TensorDataset of them, a Dataset of pairs of an input and "
     "its label, or a DataLoader of one"
 )
+WHAT = "the training inputs"
 CHUNK = 1024
 """How many examples are checked together."""
 
@@ -122,14 +123,12 @@ class Training:
     def __getitem__(self, places: slice | Tensor) -> Sample:
         where = torch.arange(self.source.count)[places.cpu() if isinstance(places, Tensor) else places]
         inputs, labels = self.source.read(where)
-        if self.source.inputs is None:
-            check(inputs, labels, self.queries)
-            if self.source.labels is None:
-                self._noted.update(zip(where.tolist(), labels.cpu(), strict=True))
+        check(labels)
+        if self.source.labels is None:
+            self._noted.update(zip(where.tolist(), labels.cpu(), strict=True))
         queries = self.queries
         labels = labels.to(queries.inputs) if labels.is_floating_point() else labels.long().to(queries.device)
-        target = self.target(labels)
-        return Sample(inputs.to(queries.inputs), target, queries.seed, queries.mean, queries.std, queries.frame)
+        return queries.others(inputs, self.target(labels), what=WHAT)
 
     @property
     def labels(self) -> Tensor:
@@ -159,28 +158,21 @@ def training(train: Any, queries: Sample) -> Training:
     Raises:
         InputError: when they have another form, are not finite, or a label is negative.
     """
-    if not isinstance(queries.inputs, Tensor) or queries.frame.extras:
-        raise InputError("influence is for models of one input; the queries have several")
     found = source(train)
-    if found.inputs is not None and found.labels is not None:
+    if found.labels is not None:
+        check(found.labels)
+    if found.inputs is not None:
         for start in range(0, found.count, CHUNK):
-            check(found.inputs[start : start + CHUNK], found.labels[start : start + CHUNK], queries)
+            queries.others(found.inputs[start : start + CHUNK], what=WHAT)
     return Training(found, queries)
 
 
-def check(inputs: Tensor, labels: Tensor, queries: Sample) -> None:
-    """Refuses training examples that the queries' model cannot take.
+def check(labels: Tensor) -> None:
+    """Refuses labels that are none.
 
     Raises:
         InputError: with what is wrong.
     """
-    if inputs.shape[1:] != queries.inputs.shape[1:]:
-        raise InputError(
-            f"the training inputs have shape {tuple(inputs.shape)}, the queries {tuple(queries.inputs.shape)}; "
-            "expected the same shape of each example"
-        )
-    if not inputs.is_floating_point() or not bool(torch.isfinite(inputs).all()):
-        raise InputError(f"the training inputs are of type {inputs.dtype} or not finite; expected finite numbers")
     if labels.is_floating_point():
         if not bool(torch.isfinite(labels).all()):
             raise InputError("some training labels are not finite; remove these examples")

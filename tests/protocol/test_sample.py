@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from pellucid import Leaves, ParameterError, ProtocolError, Sample
+from pellucid import InputError, Leaves, ParameterError, ProtocolError, Sample
 from pellucid.protocol import ClassLogit, Frame, Region
 
 
@@ -277,3 +278,25 @@ def test_flattened_holds_every_draw_of_every_example():
     masks = torch.rand(3, 6, 8)
     flat = Sample(images(), Region(0, masks)).jittered(2, 0.1).flattened()
     assert flat.target.mask.equal(torch.cat([masks, masks]))
+
+
+def test_other_examples_for_the_same_model():
+    base = sample(torch.zeros(2, 3, dtype=torch.float64))
+    other = base.others(torch.ones(5, 3))
+    assert other.inputs.dtype == torch.float64
+    assert len(other) == 5
+    target = ClassLogit(0)
+    assert base.others(torch.ones(5, 3), target).target is target
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (torch.ones(5, 4), "have shape (5, 4), the inputs (2, 3)"),
+        (torch.full((1, 3), torch.nan), "not finite"),
+        (torch.ones(5, 3, dtype=torch.long), "of type torch.int64"),
+    ],
+)
+def test_other_examples_that_do_not_fit(inputs, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        sample(torch.zeros(2, 3)).others(inputs, what="the training inputs")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.errors import ParameterError, ProtocolError
+from pellucid.errors import InputError, ParameterError, ProtocolError
 from pellucid.protocol.leaves import Inputs, Leaves, each, tensors_of
 from pellucid.protocol.target import Target
 
@@ -117,6 +117,30 @@ class Sample:
                     "example of the sample"
                 )
         return Sample(inputs, self.target.fixed_by(self), self.seed, self.mean, self.std, self.frame)
+
+    def others(self, inputs: Tensor, target: Target | None = None, what: str = "the other examples") -> Sample:
+        """Other examples for the same model, such as training data, brought to this sample's type and device.
+
+        Args:
+            inputs: (n, ...), each of this sample's shape.
+            target: theirs; None where no score is asked of them.
+            what: what messages call them.
+
+        Raises:
+            InputError: when they have another shape, are not finite, or the model has several inputs.
+        """
+        if not isinstance(self.inputs, Tensor) or self.frame.extras:
+            raise InputError(f"{what} are for models of one input; these inputs have several")
+        if inputs.shape[1:] != self.inputs.shape[1:]:
+            raise InputError(
+                f"{what} have shape {tuple(inputs.shape)}, the inputs {tuple(self.inputs.shape)}; expected the same "
+                "shape of each example: resize or crop them"
+            )
+        if not inputs.is_floating_point() or not bool(torch.isfinite(inputs).all()):
+            raise InputError(f"{what} are of type {inputs.dtype} or not finite; expected finite floating-point numbers")
+        # Any target of one example's form will do where no score is asked.
+        target = target or self.target.picked(torch.zeros(len(inputs), dtype=torch.long))
+        return Sample(inputs.to(self.inputs), target, self.seed, self.mean, self.std, self.frame)
 
     def generator(self, *labels: object) -> torch.Generator:
         """A random generator that depends on the seed and the labels alone.
