@@ -28,6 +28,12 @@ LARGE = 2**14
 """From how many numbers on a product of constants, such as a folded weight, is made again rather than kept: it takes a
 fraction of the time that new memory for all of them would take."""
 
+CHEAP = frozenset({"add", "sub", "mul", "div", "neg", "exp", "pow", "reciprocal", "shift", "gelu", "silu", "tanh"})
+"""Operations number by number, which take a small part of the time that the products of matrices around them take."""
+
+VIEWS = frozenset({"view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select"})
+"""Operations that show the same memory in another form."""
+
 IN_PLACE = {"relu": torch.ops.aten.relu_.default, "hardtanh": torch.ops.aten.hardtanh_.default}
 """What runs in place of operations whose operand nothing else needs: on a CPU new memory costs more than they do."""
 
@@ -94,24 +100,27 @@ class Program:
         self._plan_places()
 
     def _plan_memory(self) -> None:
-        """Finds when each value is used for the last time."""
-        kept = {*self.graph.outputs, *self.graph.inputs, *self.graph.constants, -1}
+        """Finds when each value is used for the last time, and what is made again rather than kept."""
+        wanted: dict[int, set[int]] = {}
+        behind: set[int] = set()
         for step in self.steps:
             site = step.site
             if not site.active:
                 continue
             needs = self._needs(step)
-            kept.update(slot for slot in slots_in((step.template, site.kwargs)) if slot not in site.slots)
-            if "i" in needs:
-                kept.update(site.slots)
-            if "o" in needs:
-                kept.update(step.out)
-            if "s" in needs:
-                kept.update(_behind(site))
-        kept = self._plan_remade(kept)
+            own = {slot for slot in slots_in((step.template, site.kwargs)) if slot not in site.slots}
+            own.update(site.slots if "i" in needs else ())
+            own.update(step.out if "o" in needs else ())
+            behind.update(_behind(site) if "s" in needs else ())
+            wanted[id(step)] = own
+        always = {*self.graph.outputs, *self.graph.inputs, *self.graph.constants, *behind, -1}
+        again = self._made_again(always, set().union(*wanted.values()))
+        for step in self.steps:
+            step.remade = tuple((slot, again[slot]) for slot in _chain(wanted.get(id(step), set()), again))
+        kept = always.union(*wanted.values(), *(_operands(step) for step in again.values())) - again.keys()
         last: dict[int, Step] = {}
         for step in self.steps:
-            for slot in (*slots_in((step.template, step.site.kwargs)), *step.out):
+            for slot in (*_operands(step), *step.out):
                 last[slot] = step
         done: dict[int, list[int]] = {}
         for slot, step in last.items():
@@ -120,20 +129,35 @@ class Program:
         for step in self.steps:
             step.done_with = tuple(done.get(id(step), ()))
 
-    def _plan_remade(self, kept: set[int]) -> set[int]:
-        """Finds what is made again on the way back; returns the slots that are kept instead."""
-        made = {
-            step.out[0]: step
-            for step in self.steps
-            if step.site.op == "mul" and not step.varies and math.prod(self.graph.shapes[step.out[0]]) >= LARGE
-        }
-        made = {slot: step for slot, step in made.items() if slot not in self.graph.outputs}
-        operands = {slot for step in made.values() for slot in slots_in((step.template, step.site.kwargs))}
-        made = {slot: step for slot, step in made.items() if slot not in operands}
+    def _made_again(self, always: set[int], wanted: set[int]) -> dict[int, Step]:
+        """The values that the way back needs and that are made again rather than kept, by slot.
+
+        Those are large products of constants; and, where a reference doubles the memory, what is quickly made of values
+        that are kept anyway or are small. Sums are not made of sums, or the residual stream would be made again from
+        the beginning at every block.
+        """
+        again: dict[int, Step] = {}
+        at_hand = always | wanted
+        sizes = [math.prod(shape) for shape in self.graph.shapes]
         for step in self.steps:
-            step.remade = tuple((slot, made[slot]) for _, slot in step.flat if slot in made) if step.varies else ()
-        remade = {slot for step in self.steps for slot, _ in step.remade}
-        return (kept - remade).union(*(slots_in((made[slot].template, made[slot].site.kwargs)) for slot in remade))
+            slot = step.out[0] if step.single else -1
+            given = _operands(step)
+            if slot in always or sizes[slot] < LARGE:
+                continue
+            if not step.varies:
+                cheap = slot in wanted and step.site.op == "mul" and not given & again.keys()
+            elif not self.rules.needs_reference:
+                cheap = False
+            elif step.site.op in VIEWS:
+                cheap = given <= at_hand
+            else:
+                cheap = slot in wanted and step.site.op in CHEAP
+                cheap &= not (step.site.op == "add" and given & again.keys())
+                cheap &= all(one in at_hand or sizes[one] <= sizes[slot] / 8 for one in given)
+            if cheap:
+                again[slot] = step
+                at_hand.add(slot)
+        return again
 
     def _plan_places(self) -> None:
         """Finds the operations that may run in the memory of their operand, which nothing else sees."""
@@ -234,6 +258,7 @@ class Program:
                 found.update({s: p for s, p in zip(step.out, parts, strict=True) if s in asked and p is not None})
                 arrived = parts if any(part is not None for part in parts) else None
             if arrived is not None:
+                step.remake(values, there)
                 given = self._given(step, arrived, values, there)
                 if self.claims and not all(slot in step.site.slots for slot, _ in given):
                     self.give_up_signs()
@@ -241,10 +266,7 @@ class Program:
                 meter.note(step, arrived, given)
                 for slot, one in given:
                     carried[slot] = carried[slot] + one if slot in carried else one
-            for slot, _ in step.remade:
-                values[slot] = None
-                if there is not None:
-                    there[slot] = None
+                step.forget(values, there)
             if free:
                 for slot in out:
                     values[slot] = None
@@ -284,6 +306,18 @@ class Program:
         if step.rule is not None:
             return type(step.rule).__name__
         return "vjp" if self._exact(step) else ""
+
+
+def _operands(step: Step) -> set[int]:
+    return set(slots_in((step.template, step.site.kwargs)))
+
+
+def _chain(wanted: set[int], again: Mapping[int, Step]) -> list[int]:
+    """What must be made again for some values, in the order in which it can be."""
+    chain: dict[int, None] = {}
+    for slot in sorted(again.keys() & wanted):
+        chain.update(dict.fromkeys([*_chain(_operands(again[slot]), again), slot]))
+    return list(chain)
 
 
 def _behind(site: Site) -> set[int]:

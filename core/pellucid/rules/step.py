@@ -40,10 +40,7 @@ class Step:
         site.step = self
 
     def fill(self, values: Values) -> Arguments:
-        """The positional arguments; what is not kept between forward and back is made again."""
-        for slot, step in self.remade:
-            if values[slot] is None:
-                step.run(values)
+        """The positional arguments."""
         args = Arguments(self.template)
         args.values = values
         for index, slot in self.flat:
@@ -54,6 +51,23 @@ class Step:
                 inner[place] = values[slot]
             args[index] = inner
         return args
+
+    def remake(self, values: Values, there: Values | None) -> None:
+        """Makes again what it needs on the way back and was not kept."""
+        for slot, step in self.remade:
+            if values[slot] is not None:
+                continue
+            if there is None:
+                step.run(values)
+            else:
+                run_both(step, values, there)
+
+    def forget(self, values: Values, there: Values | None) -> None:
+        """Gives up what was made again."""
+        for slot, _ in self.remade:
+            values[slot] = None
+            if there is not None:
+                there[slot] = None
 
     def run(self, values: Values) -> None:
         """Runs the operation and puts its results where they belong."""
@@ -73,10 +87,7 @@ class Step:
         """The operation as a rule sees it."""
         if there is None:
             return Node(self.site, self.fill(values), self.results(values), rectified=self.rectified)
-        args = self.fill(values)
-        for slot, _ in self.remade:
-            there[slot] = values[slot]
-        return Node(self.site, args, self.results(values), self.fill(there), self.results(there))
+        return Node(self.site, self.fill(values), self.results(values), self.fill(there), self.results(there))
 
     def results(self, values: Values) -> Any:
         """The results that were kept."""
