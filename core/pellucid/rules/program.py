@@ -31,6 +31,9 @@ fraction of the time that new memory for all of them would take."""
 CHEAP = frozenset({"add", "sub", "mul", "div", "neg", "exp", "pow", "reciprocal", "shift", "gelu", "silu", "tanh"})
 """Operations number by number, which take a small part of the time that the products of matrices around them take."""
 
+SUMS = 2
+"""Of how many sums, one made of the other, what is made again may be made."""
+
 VIEWS = frozenset({"view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select"})
 """Operations that show the same memory in another form."""
 
@@ -133,15 +136,21 @@ class Program:
         """The values that the way back needs and that are made again rather than kept, by slot.
 
         Those are large products of constants; and, where a reference doubles the memory, what is quickly made of values
-        that are kept anyway or are small. Sums are not made of sums, or the residual stream would be made again from
+        that are kept anyway or are small. Few sums are made of sums, or the residual stream would be made again from
         the beginning at every block.
         """
         again: dict[int, Step] = {}
+        wanted = set(wanted)
+        for step in reversed(self.steps):  # what something kept is a view of is there anyway
+            if step.site.op in VIEWS and wanted.intersection(step.out):
+                wanted.update(_operands(step))
         at_hand = always | wanted
+        depth: dict[int, int] = {}
         sizes = [math.prod(shape) for shape in self.graph.shapes]
         for step in self.steps:
             slot = step.out[0] if step.single else -1
             given = _operands(step)
+            sums = max((depth.get(one, 0) for one in given), default=0)
             if slot in always or sizes[slot] < LARGE:
                 continue
             if not step.varies:
@@ -152,11 +161,12 @@ class Program:
                 cheap = given <= at_hand
             else:
                 cheap = slot in wanted and step.site.op in CHEAP
-                cheap &= not (step.site.op == "add" and given & again.keys())
+                cheap &= step.site.op != "add" or sums < SUMS
                 cheap &= all(one in at_hand or sizes[one] <= sizes[slot] / 8 for one in given)
             if cheap:
                 again[slot] = step
                 at_hand.add(slot)
+                depth[slot] = sums + (step.site.op == "add")
         return again
 
     def _plan_places(self) -> None:
