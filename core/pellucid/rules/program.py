@@ -135,9 +135,9 @@ class Program:
     def _made_again(self, always: set[int], wanted: set[int]) -> dict[int, Step]:
         """The values that the way back needs and that are made again rather than kept, by slot.
 
-        Those are large products of constants; and, where a reference doubles the memory, what is quickly made of values
-        that are kept anyway or are small. Few sums are made of sums, or the residual stream would be made again from
-        the beginning at every block.
+        Those are large products of constants; and, where more is needed than by gradients, what is quickly made of
+        values that are kept anyway or are small. Few sums are made of sums, or the residual stream would be made again
+        from the beginning at every block; without a reference none is, for the time it takes.
         """
         again: dict[int, Step] = {}
         wanted = set(wanted)
@@ -155,13 +155,13 @@ class Program:
                 continue
             if not step.varies:
                 cheap = slot in wanted and step.site.op == "mul" and not given & again.keys()
-            elif not self.rules.needs_reference:
+            elif not (self.rules.needs_reference or self.rules.carries == "relevance"):
                 cheap = False
             elif step.site.op in VIEWS:
                 cheap = given <= at_hand
             else:
                 cheap = slot in wanted and step.site.op in CHEAP
-                cheap &= step.site.op != "add" or sums < SUMS
+                cheap &= step.site.op != "add" or (self.rules.needs_reference and sums < SUMS)
                 cheap &= all(one in at_hand or sizes[one] <= sizes[slot] / 8 for one in given)
             if cheap:
                 again[slot] = step
