@@ -41,6 +41,11 @@ EXPLAIN = {
     "a layer without maps": ({"techniques": create("grad_cam", layer="head")}, LayerError, "no map of positions"),
     "a layer that never runs": ({"techniques": create("grad_cam", layer="idle")}, LayerError, "never runs"),
     # inputs
+    "a size that the model does not take, by rules": (
+        {"techniques": "lrp", "inputs": torch.randn(3, 5, 12, 12)},
+        ModelError,
+        r"failed on inputs of shape \(3, 5, 12, 12\)",
+    ),
     "one photo without the axis of examples": ({"inputs": torch.randn(3, 12, 12)}, InputError, r"inputs\[None\]"),
     "too many axes": (
         {"inputs": torch.randn(1, 2, 3, 12, 12)},

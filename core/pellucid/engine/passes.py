@@ -82,7 +82,12 @@ class Engine:
         """The floating type of the model's parameters, or None where it has none."""
         return next((tensor.dtype for tensor in _tensors(self.own) if tensor.is_floating_point()), None)
 
-    def _call(self, frame: Frame, inputs: Any, extras: dict[str, Tensor]) -> Any:
+    def call(self, frame: Frame, inputs: Any, extras: dict[str, Tensor]) -> Any:
+        """Runs the module once.
+
+        Raises:
+            ModelError: when it fails, with the shapes of the inputs.
+        """
         args, kwargs = frame.build(inputs, extras)
         try:
             if self.lent is not None:
@@ -131,7 +136,7 @@ class Engine:
             few = {name: extra[:1] for name, extra in extras.items()}
 
             def run() -> Sequence[Tensor]:
-                raw = self._call(frame, shown, few)
+                raw = self.call(frame, shown, few)
                 try:
                     return [self.adapter.logits(raw)]
                 except ModelError:  # a detection model has none, and is explained by a function of its output
@@ -254,7 +259,7 @@ class Engine:
         watch = Watch(self.module, places, starts=starts, careful=self.ways)
         uses = self._watch_parameters(wanted, rows)
         with torch.set_grad_enabled(bool(wanted) or "graph" in self.ways), watch(), uses or contextlib.nullcontext():
-            raw = self._call(frame, shown, extras)
+            raw = self.call(frame, shown, extras)
         if uses is not None:
             uses.check()
         check_rows(watch.kept, rows)

@@ -171,8 +171,10 @@ class _RulePass:
     def _arguments(self, flat: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """How the model is called."""
         count = len(self.leaves)
-        inputs = flat[0] if self.names is None else Leaves(dict(zip(self.names, flat[:count], strict=True)))
-        return self.frame.build(inputs, dict(zip(self.segment.extras, flat[count:], strict=True)))
+        return self.frame.build(self._inputs(flat[:count]), dict(zip(self.segment.extras, flat[count:], strict=True)))
+
+    def _inputs(self, leaves: Sequence[Tensor]) -> Any:
+        return leaves[0] if self.names is None else Leaves(dict(zip(self.names, leaves, strict=True)))
 
     def _capture(self, state: Any) -> Captured:
         started = time.perf_counter()
@@ -191,7 +193,12 @@ class _RulePass:
             return [*tensors_in(returned[0]), *(watch.kept[place] for place in self.places)]
 
         with random_states(engine.parts.parameters, 0):
-            graph = capture(function, inputs, engine.module)
+            try:
+                graph = capture(function, inputs, engine.module)
+            except Unsuitable:
+                # A model that fails by itself, as on inputs of the wrong shape, is to say so.
+                engine.call(self.frame, self._inputs([leaf.clone() for leaf in self.leaves]), self.segment.extras)
+                raise
         numbers = iter(range(len(graph.outputs)))
         raw = mapped(lambda _: torch.tensor(next(numbers)), returned[0])
         by_forward = self._verify(graph, call, inputs)
