@@ -65,11 +65,15 @@ class Factor:
         """Whether a bias belongs to the layer."""
         return len(self.names) > 1
 
-    @cached_property
+    @property
     def written(self) -> Factor:
         """The same gradients, written out."""
-        if self._factors is None:
-            return self
+        # Not kept where it is the factor itself: such a circle would hold the memory until the next collection.
+        return self if self._factors is None else self._written
+
+    @cached_property
+    def _written(self) -> Factor:
+        assert self._factors is not None
         inputs, slopes = self._factors
         if inputs.dim() == 2:
             table = slopes.new_zeros(len(slopes), self.shapes[0][0], slopes.shape[2])

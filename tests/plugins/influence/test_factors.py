@@ -1,5 +1,7 @@
 """Factors of per-example gradients, against autograd, one example at a time, in double precision."""
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -284,6 +286,19 @@ def test_the_predicted_class_stays_the_models_own_under_other_weights():
     pellucid.explain(model, x, both)
     logits = functional_call(model, other, (x,))
     assert torch.allclose(both.seen.scores, logits.gather(1, model(x).argmax(1, keepdim=True))[:, 0])
+
+
+def test_factors_give_their_memory_back_at_once():
+    model, x, y = made("convolutions")
+    gc.disable()
+    try:
+        factors = seen_by(model, x, y).factors
+        factors.inner(factors)
+        alive = [weakref.ref(layer) for layer in factors] + [weakref.ref(layer.written) for layer in factors]
+        del factors
+        assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 def test_some_parameters_only():
