@@ -5,17 +5,16 @@ import importlib.util
 import inspect
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from tests.docs.pages import ROOT, blocks
 
 import pellucid
 from pellucid import cli
 from pellucid.registry import discovery, hooks
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/plugins.md").read_text()
-BLOCKS = re.findall(r"(?:<!-- from: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(PAGE)
 
 
 @pytest.mark.parametrize(("source", "language", "text"), BLOCKS)

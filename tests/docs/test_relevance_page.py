@@ -1,27 +1,22 @@
 """The page on relevance says what the files say, and the files run."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from tests.docs.pages import ROOT, blocks, check_taken_from_files, example
 from torch import nn
 
 import pellucid
 from pellucid_rules.composites import COMPOSITES
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/relevance.md").read_text()
-BLOCKS = re.findall(r"(?:<!-- from: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(PAGE)
 
 
 @pytest.fixture(scope="module")
 def examples():
-    spec = importlib.util.spec_from_file_location("example_relevance", ROOT / "examples/relevance.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("relevance")
 
 
 @pytest.fixture
@@ -37,10 +32,7 @@ def images():
 
 
 def test_every_block_stands_in_a_tested_file():
-    assert PAGE.count("```") == 2 * len(BLOCKS)
-    for source, language, text in BLOCKS:
-        assert language == "python"
-        assert f"\n{text}" in f"\n{(ROOT / source).read_text()}"
+    check_taken_from_files(PAGE)
 
 
 def test_every_example_stands_on_the_page(examples):

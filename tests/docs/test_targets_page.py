@@ -1,34 +1,26 @@
 """The page on targets says what the files say, and the files run."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from tests.docs.pages import ROOT, blocks, check_taken_from_files, example
 from torch import nn
 from torchvision.models import detection
 
 import pellucid
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/targets.md").read_text()
-BLOCKS = re.findall(r"(?:<!-- from: (\S+) -->\n)?^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+BLOCKS = blocks(PAGE)
 
 
 @pytest.fixture(scope="module")
 def examples():
-    spec = importlib.util.spec_from_file_location("example_targets", ROOT / "examples/targets.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("targets")
 
 
 def test_every_block_stands_in_a_tested_file():
-    assert PAGE.count("```") == 2 * len(BLOCKS)
-    for source, language, text in BLOCKS:
-        assert language == "python"
-        assert f"\n{text}" in f"\n{(ROOT / source).read_text()}"
+    check_taken_from_files(PAGE)
 
 
 def test_every_example_stands_on_the_page(examples):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid.errors import SavedFileError
+from pellucid.results import storage
 
 
 def digest(*parts: Any) -> str:
@@ -70,15 +67,12 @@ class Blocks:
         Raises:
             SavedFileError: when its file is damaged.
         """
-        if self.folder is None or not (path := self.folder / f"{key}.safetensors").exists():
+        if self.folder is None or not (path := self._file(self.folder, key)).exists():
             return None
         try:
-            return load_file(path)
-        except (OSError, SafetensorError, ValueError) as error:
-            raise SavedFileError(
-                f"'{path}' is damaged or cannot be read ({type(error).__name__}: {error}); remove it, and this part is "
-                "computed anew"
-            ) from error
+            return storage.read(path, {})[1]
+        except SavedFileError as error:
+            raise SavedFileError(f"{error}; or remove it, and this part is computed anew") from error
 
     def keep(self, key: str, block: Mapping[str, Tensor]) -> None:
         """Writes a finished block.
@@ -88,18 +82,14 @@ class Blocks:
         """
         if self.folder is None:
             return
-        draft = self.folder / f".{key}.{secrets.token_hex(4)}.part"
-        plain = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in block.items()
-        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(plain, draft)
-            draft.replace(self.folder / f"{key}.safetensors")
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise SavedFileError(
                 f"cannot write to the folder '{self.folder}': {error}; expected one that can be written and has room"
             ) from error
-        finally:
-            with suppress(OSError):  # where the folder cannot be written there is no draft to remove
-                draft.unlink()
+        storage.write(self._file(self.folder, key), "Block", block, {})
+
+    @staticmethod
+    def _file(folder: Path, key: str) -> Path:
+        return folder / f"{key}{storage.SUFFIX}"
