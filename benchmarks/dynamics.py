@@ -2,6 +2,7 @@
 
 python -m benchmarks.dynamics            # the table of maps: 11 captures of 300 digits, two recipes
 python -m benchmarks.dynamics size       # 20 captures x 10,000 points x 128 features by the default map
+python -m benchmarks.dynamics pca        # PCA beside scikit-learn's randomised SVD
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import warnings
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA as SVD
 from torch import nn
 
 import pellucid
-from benchmarks.measure import RESULTS, merged, save
+from benchmarks.measure import RESULTS, merged, ratios, save
 from pellucid.recorder import load
 
 METRICS = {
@@ -129,9 +131,33 @@ def size() -> dict[str, object]:
     return {"name": "20 x 10000 x 128", "seconds": round(seconds, 1), "GiB": round(peak, 2)}
 
 
+def pca() -> list[dict[str, object]]:
+    """PCA beside the randomised SVD of scikit-learn on the same matrices, which decay but for the last."""
+    rows = []
+    for count, width, decays in (
+        (200_000, 128, True),
+        (10_000, 512, True),
+        (8_000, 2_000, True),
+        (10_000, 4_000, False),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(count, width, generator=generator)
+        if decays:
+            states *= torch.arange(1, width + 1).rsqrt()
+        array = states.numpy()
+        contenders = {
+            "randomised SVD": lambda array=array: SVD(2, svd_solver="randomized", random_state=0).fit_transform(array),
+            "pellucid": lambda states=states: pellucid.project(states, "pca"),
+        }
+        title = f"PCA, {count} x {width}{'' if decays else ', flat spectrum'}"
+        rows.append({"name": title, "aim": 1.2} | ratios(contenders, "randomised SVD", repeats=3))  # type: ignore[arg-type]
+        print(rows[-1], flush=True)
+    return rows
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     what = sys.argv[1] if len(sys.argv) > 1 else "table"
-    found = table() if what == "table" else [size()]
+    found = {"table": table, "pca": pca, "size": lambda: [size()]}[what]()
     save("dynamics", merged("dynamics", found))
     print(found, RESULTS)
