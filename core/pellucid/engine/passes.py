@@ -16,6 +16,7 @@ from pellucid.engine.batching import is_out_of_memory
 from pellucid.engine.factors import ArgumentChanged, Parameters, ParameterWatch
 from pellucid.engine.guard import random_states
 from pellucid.engine.layers import Trace, trace
+from pellucid.engine.norms import AffineNorms
 from pellucid.engine.outputs import tensors_in
 from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.reorder import ChannelsLast
@@ -65,6 +66,7 @@ class Engine:
         """Runs on a module from now on: the model, or an optimised copy of it."""
         self.module, self.parts, self.folded = module, parts, folded
         self._weights = ChannelsLast(parts.modules.values(), self.adapter.cache)
+        self._norms = AffineNorms(parts.modules.values())
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -204,8 +206,14 @@ class Engine:
         """
         self.lent = None if weights is None else self._fitted(weights)
 
+        # Gradients by a norm's own parameters, and its function's place, exist only where it runs as it is.
+        wanted = (by for segment in segments for scored in segment.targets for by in scored.by)
+        own = any(isinstance(by, Parameters) for by in wanted) or any(
+            place.function == "batch_norm" for place in places
+        )
+
         def once() -> list[Taken]:
-            with self.weights_last():
+            with self.weights_last(), contextlib.nullcontext() if own else self._norms():
                 return self._run(frame, segments, places)
 
         return self._confirmed(frame, segments, places, self.somehow(once))
