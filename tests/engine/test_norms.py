@@ -1,6 +1,7 @@
 """BatchNorm run as an affine map: the same numbers, and the module itself wherever the map could differ from it."""
 
 import copy
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +39,7 @@ def gradient(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def lent(model: nn.Module) -> int:
     """How many norms run as affine maps."""
     before = [part.forward for part in model.modules()]
-    with AffineNorms(model.modules())():
+    with AffineNorms(model.modules(), {})():
         return sum(part.forward != own for part, own in zip(model.modules(), before, strict=True))
 
 
@@ -47,7 +48,7 @@ def lent(model: nn.Module) -> int:
 def test_the_maps_give_what_the_norms_give(options: dict[str, object], dtype: torch.dtype) -> None:
     model, x = net(**options).to(dtype), images().to(dtype)
     plain, wanted = model(x), gradient(model, x)
-    with AffineNorms(model.modules())():
+    with AffineNorms(model.modules(), {})():
         torch.testing.assert_close(model(x), plain)
         torch.testing.assert_close(gradient(model, x), wanted)
         last = model[1](x[:, [0, 1, 2, 0]].contiguous(memory_format=torch.channels_last))
@@ -65,14 +66,14 @@ def test_a_backward_pass_through_a_map_keeps_no_input() -> None:
 
     model = net().requires_grad_(False)
     plain = kept(model)
-    with AffineNorms(model.modules())():
+    with AffineNorms(model.modules(), {})():
         assert kept(model) <= plain - 2 * (4 * 36 + 6 * 16) + 64
 
 
 def test_the_maps_are_given_back_also_after_an_error() -> None:
     model = net()
     before = [dict(part.__dict__) for part in model.modules()]
-    lend = AffineNorms(model.modules())
+    lend = AffineNorms(model.modules(), {})
 
     def interrupted() -> None:
         with lend():
@@ -145,7 +146,7 @@ def test_norms_of_another_kind_run_as_they_are() -> None:
 
 def test_inputs_that_do_not_fit_are_refused_as_the_norm_refuses_them() -> None:
     norm = net()[1]
-    with AffineNorms([norm])():
+    with AffineNorms([norm], {})():
         for wrong in (torch.rand(2, 1, 5, 5), torch.rand(2, 4, 5), torch.rand(2, 4, 5, 5).double()):
             with pytest.raises((RuntimeError, ValueError)):
                 norm(wrong)
@@ -162,3 +163,24 @@ def test_the_function_within_a_norm_and_gradients_by_its_parameters_are_its_own(
         model.double(), x.double(), pellucid.create("ntk_influence", train=(train[0].double(), train[1])), 0
     )
     torch.testing.assert_close(found, optimised.values.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_norm_in_the_place_of_another_and_a_changed_epsilon_are_noticed() -> None:
+    model, x = net(), images()
+    pellucid.explain(model, x, "saliency", 0)
+    other = nn.BatchNorm2d(4, eps=3.0).eval()
+    other.__dict__["_parameters"], other.__dict__["_buffers"] = dict(model[1]._parameters), dict(model[1]._buffers)
+    model[1] = other
+    torch.testing.assert_close(pellucid.explain(model, x, "saliency", 0).values, gradient(model, x))
+    model[4].eps = 0.7
+    torch.testing.assert_close(pellucid.explain(model, x, "saliency", 0).values, gradient(model, x))
+
+
+def test_what_is_kept_of_norms_keeps_no_model() -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    pellucid.explain(
+        pellucid.adapt(norm, output=lambda out: out.mean(dim=(2, 3))), torch.rand(1, 3, 4, 4), "saliency", 0
+    )
+    gone = weakref.ref(norm)
+    del norm
+    assert gone() is None

@@ -19,8 +19,10 @@ from pellucid.adapter import Adapter
 from pellucid.engine.drive import Cost
 from pellucid.engine.parts import Parts
 from pellucid.errors import ProtocolError
+from pellucid.protocol.blocks import raw
 from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.sample import Sample
+from pellucid.protocol.source import Streamed, form_sum
 from pellucid.results import Attribution, Check, Checks, Explanation, TargetRecord
 
 
@@ -102,7 +104,7 @@ class Finisher:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         """The digests of the model and of the inputs, which all results of the run share."""
-        return model_hash(self.adapter, self.parts), input_hash(tensors_of(self.sample.inputs))
+        return model_hash(self.adapter, self.parts), input_hash(self.sample)
 
     @cached_property
     def _now(self) -> str:
@@ -114,7 +116,8 @@ class Finisher:
 
     @cached_property
     def _inputs(self) -> Any:
-        return each(lambda leaf: leaf.to(self.device), self.sample.inputs)
+        held = self.sample.held
+        return None if held is None else each(lambda leaf: leaf.to(self.device), held)
 
     def _delivered(self, values: Tensor) -> Tensor:
         if values.dtype in (torch.float16, torch.bfloat16):
@@ -172,29 +175,19 @@ def model_hash(adapter: Adapter, parts: Parts) -> str:
         digest = hashlib.blake2b(repr([name for name, _ in named]).encode(), digest_size=8)
         for _, tensor in named:
             # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
-            digest.update(_form(tensor))
-            digest.update(_bytes(tensor.detach().flatten()[:: max(1, tensor.numel() // 100)]))
+            digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+            digest.update(raw(tensor.detach().flatten()[:: max(1, tensor.numel() // 100)]))
         adapter.cache["model hash"] = known = (state, digest.hexdigest())
     return str(known[1])
 
 
-def input_hash(inputs: list[Tensor]) -> str:
+def input_hash(sample: Sample) -> str:
     """A checksum of the inputs: all their bytes and their shapes."""
-    check = 0
-    for tensor in inputs:
+    check = sample.checksum if isinstance(sample, Streamed) else 0
+    for tensor in () if isinstance(sample, Streamed) else tensors_of(sample.inputs):
         # A checksum rather than a digest, which would cost several per cent of a pass on a small network.
-        check = zlib.crc32(_bytes(tensor), zlib.crc32(_form(tensor), check))
+        check = zlib.crc32(raw(tensor), form_sum(tuple(tensor.shape), tensor.dtype, check))
     return f"{check:08x}"
-
-
-def _form(tensor: Tensor) -> bytes:
-    return repr((tuple(tensor.shape), tensor.dtype)).encode()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    values = tensor.detach().cpu()
-    values = values.float() if values.dtype == torch.bfloat16 else values
-    return values.contiguous().numpy().data
 
 
 def _version() -> str:

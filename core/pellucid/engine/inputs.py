@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from pellucid.adapter import Adapter
 from pellucid.engine.passes import Engine
@@ -19,13 +20,15 @@ from pellucid.engine.tables import check_names, named, table
 from pellucid.errors import InputError
 from pellucid.protocol.leaves import Leaves
 from pellucid.protocol.sample import Frame, Sample
+from pellucid.protocol.source import Source, Streamed
 from pellucid.protocol.target_given import make_target
 
 
 def make_sample(engine: Engine, inputs: Any, target: Any, seed: int) -> tuple[Sample, list[str]]:
     """Makes a sample of a user's inputs, and says what was changed about them.
 
-    The sample has its own copy of the inputs, so that nothing can change the user's.
+    The sample has its own copy of the inputs, so that nothing can change the user's. Of a memory-mapped array, a
+    Dataset or a DataLoader the examples are read as they are looked at, see `Streamed`.
 
     Raises:
         InputError: when the inputs are of the wrong type or shape, empty or not finite.
@@ -34,6 +37,8 @@ def make_sample(engine: Engine, inputs: Any, target: Any, seed: int) -> tuple[Sa
     adapter = engine.adapter
     notes: list[str] = []
     names: tuple[str, ...] | None = None
+    if adapter.prepare is None and _is_data_set(inputs):
+        return _streamed(engine, inputs, target, seed, notes), notes
     prepared = None if adapter.prepare is None else adapter.prepare(inputs)
     if prepared is not None:
         values, extras, frame = {"": prepared.inputs}, prepared.frame.extras, replace(prepared.frame, extras={})
@@ -62,6 +67,28 @@ def make_sample(engine: Engine, inputs: Any, target: Any, seed: int) -> tuple[Sa
         frame,
     )
     return sample, notes
+
+
+def _is_data_set(inputs: Any) -> bool:
+    return isinstance(inputs, (Dataset, DataLoader)) or (isinstance(inputs, np.memmap) and inputs.ndim > 1)
+
+
+def _streamed(engine: Engine, inputs: Any, target: Any, seed: int, notes: list[str]) -> Streamed:
+    """A sample of a data set, of which the first example is read to see what it is."""
+    adapter = engine.adapter
+
+    def shown(item: Any) -> Any:
+        return _transformed(adapter, item)[0] if _is_photo(item) else item
+
+    def fit(inputs: Tensor, places: Tensor) -> Tensor:
+        floating = inputs if inputs.is_floating_point() else _as_floating(adapter, inputs)
+        return _fitted("", floating, engine, notes, places)
+
+    source = Source.of(inputs, "the data set", convert=shown)
+    made = make_target(target, source.count, adapter.categories)
+    sample = Streamed(made, seed, adapter.mean, adapter.std, source=source, fit=fit)
+    _check_rank(adapter.module, {"": sample.part(0, 1).inputs})
+    return sample
 
 
 def _taken_apart(adapter: Adapter, inputs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
@@ -138,7 +165,8 @@ def _as_floating(adapter: Adapter, tensor: Tensor) -> Tensor:
     )
 
 
-def _fitted(name: str, tensor: Tensor, engine: Engine, notes: list[str]) -> Tensor:
+def _fitted(name: str, tensor: Tensor, engine: Engine, notes: list[str], places: Tensor | None = None) -> Tensor:
+    """A copy of inputs as the model takes them; `places` are those of the examples among more."""
     what = f"input '{name}'" if name else "the inputs"
     if tensor.dim() == 0 or tensor.numel() == 0:
         raise InputError(f"{what} have shape {tuple(tensor.shape)}; expected (B, ...) with at least one example")
@@ -146,11 +174,12 @@ def _fitted(name: str, tensor: Tensor, engine: Engine, notes: list[str]) -> Tens
     # One sum finds out about all numbers but those whose sum overflows.
     if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
         bad = (~torch.isfinite(tensor)).flatten(1).any(dim=1) if tensor.dim() > 1 else ~torch.isfinite(tensor)
-        shown = bad.nonzero().flatten().tolist()
+        shown = (bad.nonzero().flatten() if places is None else places[bad.cpu()]).tolist()
         raise InputError(f"{what} are not finite (NaN or infinity) in {len(shown)} examples: {shown[:10]}; remove them")
     dtype = engine.dtype
     if dtype is not None and tensor.dtype != dtype:
-        notes.append(f"{what} were cast from {tensor.dtype} to the model's {dtype}".replace("torch.", ""))
+        note = f"{what} were cast from {tensor.dtype} to the model's {dtype}".replace("torch.", "")
+        notes.extend([note] if note not in notes else [])
     # A copy, also of a tensor that was made under inference mode, of which autograd would not take gradients.
     return tensor.to(device=engine.device, dtype=dtype or tensor.dtype, copy=True).contiguous()
 

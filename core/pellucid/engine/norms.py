@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -19,101 +20,131 @@ class AffineNorms:
 
     In eval mode that is what it does, and the results are the same but for rounding. Yet its backward pass sums over
     all positions as in training, for which its input is kept: a quarter of EfficientNet-Lite0's gradient, a tenth of
-    resnet50's. The maps are made once in each run, since older ones could miss a change of the statistics. A module of
-    another class, with a `forward` of its own, or whose tensors change during the pass, runs as it is.
+    resnet50's. The numbers of the maps are computed in each run, since older ones could miss a change of the
+    statistics. A module of another class, with a `forward` of its own, or whose tensors change during the pass, runs as
+    it is.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = modules
-        self._lent: list[tuple[nn.BatchNorm2d, Callable[[Tensor], Tensor]]] | None = None
+    def __init__(self, modules: Iterable[nn.Module], cache: dict[Any, Any]) -> None:
+        modules = list(modules)
+        # Replicas on other devices would share what is lent.
+        alone = not any(isinstance(part, nn.DataParallel) for part in modules)
+        self._norms = [part for part in modules if type(part) is nn.BatchNorm2d] if alone else []
+        self._cache = cache
+        self._lent: list[tuple[nn.BatchNorm2d, _Map]] | None = None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Lends the maps to the block."""
         if self._lent is None:
-            self._lent = list(_maps(self._modules))
+            self._lent = self._made()
         try:
-            for norm, forward in self._lent:
-                norm.__dict__["forward"] = forward
+            for norm, made in self._lent:
+                norm.__dict__["forward"] = made
             yield
         finally:
-            for norm, forward in self._lent:
-                if norm.__dict__.get("forward") is forward:
+            for norm, made in self._lent:
+                if norm.__dict__.get("forward") is made:
                     del norm.__dict__["forward"]
 
+    def _made(self) -> list[tuple[nn.BatchNorm2d, _Map]]:
+        """The norms that can run as maps, each with its map, whose numbers are those of now."""
+        norms = [norm for norm in self._norms if "forward" not in norm.__dict__]
+        tensors = [tensor for norm in norms for tensor in _own(norm)]
+        key = [*map(id, tensors), *(norm.eps for norm in norms)]
+        known = self._cache.get("norms")
+        if known is None or known[0] != key:
+            # The tensors are kept with their identities, which stay true only while they live.
+            known = self._cache["norms"] = (key, tensors, _groups(norms))
+        lent = []
+        for group in known[2]:
+            group.compute()
+            for place, made in group.maps:
+                made.stand_for(norms[place])
+                lent.append((norms[place], made))
+        return lent
 
-def _maps(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.BatchNorm2d, Callable[[Tensor], Tensor]]]:
-    """The norms that can run as affine maps, each with its `forward`."""
-    modules = list(modules)
-    if any(isinstance(part, nn.DataParallel) for part in modules):
-        return  # replicas on other devices share what is lent
-    norms = [part for part in modules if type(part) is nn.BatchNorm2d and _plain(part)]
-    for (_, _, eps), alike in groupby(norms, key=_kind):
-        some = list(alike)
-        sizes = [norm.num_features for norm in some]
+
+def _own(norm: nn.BatchNorm2d) -> tuple[Tensor | None, ...]:
+    """Weight, bias, mean and variance, where they are the norm's own and not made anew in each pass, as by pruning."""
+    own, kept = norm._parameters, norm._buffers
+    return own.get("weight"), own.get("bias"), kept.get("running_mean"), kept.get("running_var")
+
+
+class _Map:
+    """What stands for a norm's `forward`."""
+
+    __slots__ = ("channels", "norm", "scale", "shift", "tensors", "versions")
+
+    def __init__(self, tensors: tuple[Tensor | None, ...], scale: Tensor, shift: Tensor) -> None:
+        self.tensors = tensors
+        self.channels = len(scale)
+        self.scale, self.shift = scale.view(-1, 1, 1), shift.view(-1, 1, 1)
+
+    def stand_for(self, norm: nn.BatchNorm2d) -> None:
+        """Notes the norm, and how often its tensors were changed in place when the map's numbers were computed."""
+        self.norm = ref(norm)  # maps are kept with what is learnt of a model, which must not keep the model
+        self.versions = [0 if tensor is None else tensor._version for tensor in self.tensors]
+
+    def __call__(self, input: Tensor) -> Tensor:
+        norm, scale = self.norm(), self.scale
+        assert norm is not None
+        fits = type(input) is Tensor and input.dtype is scale.dtype and input.dim() == 4
+        if fits and input.shape[1] == self.channels and not norm.training:
+            for now, tensor, version in zip(_own(norm), self.tensors, self.versions, strict=True):
+                if now is not tensor or (tensor is not None and tensor._version != version):
+                    break
+            else:
+                return torch.addcmul(self.shift, input, scale)
+        return nn.BatchNorm2d.forward(norm, input)
+
+
+class _Group:
+    """Norms of one type, device and epsilon, whose maps are computed together.
+
+    Of many small tensors one long one is made, since each operation takes longer to start than to run.
+    """
+
+    def __init__(self, norms: Sequence[tuple[int, nn.BatchNorm2d]]) -> None:
+        """Makes the maps, by the places of their norms, without their numbers."""
+        first: Any = norms[0][1]
+        means: list[Any] = [norm._buffers["running_mean"] for _, norm in norms]
+        sizes = [len(mean) for mean in means]
+        self.eps = first.eps
+        self.scales, self.shifts = (first.running_mean.new_empty(sum(sizes)) for _ in range(2))
+        cut = zip(norms, torch.split(self.scales, sizes), torch.split(self.shifts, sizes), strict=True)
+        self.maps = [(place, _Map(_own(norm), scale, shift)) for (place, norm), scale, shift in cut]
+        weights, biases, _, variances = zip(*(made.tensors for _, made in self.maps), strict=True)
+        self.tensors = (
+            [torch.ones_like(mean) if one is None else one for one, mean in zip(weights, means, strict=True)],
+            [torch.zeros_like(mean) if one is None else one for one, mean in zip(biases, means, strict=True)],
+            means,
+            list(variances),
+        )
+
+    def compute(self) -> None:
+        """Computes the maps from what the norms' tensors are now."""
         with torch.no_grad():
-            # Of many small tensors, one long one: each operation takes longer to start than to run.
-            weight, bias, mean, var = map(torch.cat, zip(*map(_tensors, some), strict=True))
-            scales = torch.rsqrt_(var.add_(eps)).mul_(weight)
-            shifts = torch.addcmul(bias, mean, scales, value=-1)
-        for norm, scale, shift in zip(some, torch.split(scales, sizes), torch.split(shifts, sizes), strict=True):
-            yield norm, _affine(norm, scale.view(-1, 1, 1), shift.view(-1, 1, 1))
+            weight, bias, mean, var = (torch.cat(several) for several in self.tensors)
+            torch.mul(torch.rsqrt_(var.add_(self.eps)), weight, out=self.scales)
+            torch.addcmul(bias, mean, self.scales, value=-1, out=self.shifts)
+
+
+def _groups(norms: Sequence[nn.BatchNorm2d]) -> list[_Group]:
+    plain = [(place, norm) for place, norm in enumerate(norms) if _plain(norm)]
+    return [_Group(list(alike)) for _, alike in groupby(plain, key=lambda one: _kind(one[1]))]
 
 
 def _plain(norm: nn.BatchNorm2d) -> bool:
     """Whether a norm does nothing but normalise by statistics and weights of its own, of one type."""
-    own, kept = norm._parameters, norm._buffers
-    # Where a weight is made anew in each pass, as by pruning, it is no parameter.
-    if (
-        "forward" in norm.__dict__
-        or not {"weight", "bias"} <= own.keys()
-        or not {"running_mean", "running_var"} <= kept.keys()
-    ):
+    weight, bias, mean, var = _own(norm)
+    if mean is None or var is None or (norm.affine and (weight is None or bias is None)):
         return False
-    statistics = [kept["running_mean"], kept["running_var"]]
-    tensors = [*statistics, *(tensor for tensor in (own["weight"], own["bias"]) if tensor is not None)]
-    if any(tensor is None or tensor.is_inference() for tensor in tensors):
-        return False
-    return tensors[0].dtype in FLOATS and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1  # type: ignore[union-attr]
+    tensors = [tensor for tensor in (weight, bias, mean, var) if tensor is not None]
+    alike = {(tensor.dtype, tensor.device, tensor.shape) for tensor in tensors}
+    return len(alike) == 1 and mean.dtype in FLOATS and not any(tensor.is_inference() for tensor in tensors)
 
 
 def _kind(norm: nn.BatchNorm2d) -> tuple[Any, ...]:
     mean: Any = norm._buffers["running_mean"]
     return mean.dtype, mean.device, norm.eps
-
-
-def _tensors(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
-    """Weight, bias, mean and variance."""
-    own, kept = norm._parameters, norm._buffers
-    mean, var, weight, bias = kept["running_mean"], kept["running_var"], own["weight"], own["bias"]
-    assert mean is not None
-    assert var is not None
-    return (
-        torch.ones_like(var) if weight is None else weight,
-        torch.zeros_like(mean) if bias is None else bias,
-        mean,
-        var,
-    )
-
-
-def _affine(norm: nn.BatchNorm2d, scale: Tensor, shift: Tensor) -> Callable[[Tensor], Tensor]:
-    holders = (
-        (norm._parameters, "weight"),
-        (norm._parameters, "bias"),
-        (norm._buffers, "running_mean"),
-        (norm._buffers, "running_var"),
-    )
-    known = [(holder, name, holder[name], getattr(holder[name], "_version", 0)) for holder, name in holders]
-    channels, kind = len(scale), scale.dtype
-
-    def forward(input: Tensor) -> Tensor:
-        fits = type(input) is Tensor and input.dtype is kind and input.dim() == 4 and input.shape[1] == channels
-        if fits and not norm.training:
-            for holder, name, tensor, version in known:
-                if holder.get(name) is not tensor or (tensor is not None and tensor._version != version):
-                    break
-            else:
-                return torch.addcmul(shift, input, scale)
-        return nn.BatchNorm2d.forward(norm, input)
-
-    return forward

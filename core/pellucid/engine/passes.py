@@ -66,7 +66,7 @@ class Engine:
         """Runs on a module from now on: the model, or an optimised copy of it."""
         self.module, self.parts, self.folded = module, parts, folded
         self._weights = ChannelsLast(parts.modules.values(), self.adapter.cache)
-        self._norms = AffineNorms(parts.modules.values())
+        self._norms = AffineNorms(parts.modules.values(), self.adapter.cache)
 
     @property
     def memory_format(self) -> torch.memory_format:

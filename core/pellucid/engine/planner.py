@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -49,10 +50,13 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.adapter = self.engine.adapter
-        self._inputs = () if self.sample is None else tuple(tensors_of(self.sample.inputs))
+        # What a data set gives is read anew for each run, so that a change of it can reach no user's tensor.
+        held = None if self.sample is None else self.sample.held
+        self._inputs = () if held is None else tuple(tensors_of(held))
         self._inputs_before = [tensor._version for tensor in self._inputs]
         self._pristine: list[Tensor] = []
-        self._bases: dict[int, tuple[Sample, Tensor]] = {}
+        # Of samples that are gone nobody asks any more: a data set's parts are not kept for their outputs' sake.
+        self._bases: WeakKeyDictionary[Sample, Tensor] = WeakKeyDictionary()
         self._parts: dict[int, list[Tensor]] = {}
         self._limit: int | None = None
         self._done = self._known = 0
@@ -129,8 +133,7 @@ class Planner:
 
     def base(self, sample: Sample) -> Tensor | None:
         """The outputs at a sample itself, where a predicted class made them known."""
-        known = self._bases.get(id(sample))
-        return None if known is None else known[1]
+        return self._bases.get(sample)
 
     def _classes(self, sample: Sample) -> Tensor | None:
         return classes_of(sample, self.base)
@@ -198,7 +201,7 @@ class Planner:
     def _missing(self, stations: list[Station], covered: set[int]) -> list[Station]:
         """Stations for the outputs at samples that others need, where nothing else shows them."""
         wanted = {id(sample): sample for station in stations for sample in station.bases()}
-        return [Station(wanted[key], []) for key in wanted if key not in covered and key not in self._bases]
+        return [Station(wanted[key], []) for key in wanted if key not in covered and wanted[key] not in self._bases]
 
     def _run_group(
         self, stations: list[Station], failed: dict[str, Exception], drives: Mapping[str, Drive], outcome: Outcome
@@ -318,7 +321,7 @@ class Planner:
             parts.clear()
         parts.append(logits)
         if stop == station.rows:
-            self._bases[key] = (station.sample, torch.cat(self._parts.pop(key)))
+            self._bases[station.sample] = torch.cat(self._parts.pop(key))
 
     def _account(
         self,

@@ -143,7 +143,7 @@ class Run:
         over = getattr(result, "over", None)
         if over is None or over == INPUT or over not in _layers_of(technique):
             return None
-        return engine.find(sample, over).layer.name
+        return engine.find(sample.part(0, 1), over).layer.name
 
     def _layers_named(self) -> frozenset[str]:
         """The texts among the techniques' parameters, some of which name layers."""

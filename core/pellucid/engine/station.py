@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +288,7 @@ class Station:
             return (id(self),)  # the ledger's sums are of one sample
         return (form, extras, sample.frame.build, self.places, asks, self.wants_gradients, alone, lent)
 
-    def segment(self, start: int, stop: int, bases: dict[int, tuple[Sample, Tensor]]) -> Segment:
+    def segment(self, start: int, stop: int, bases: Mapping[Sample, Tensor]) -> Segment:
         """Makes some of the rows, with what their targets need."""
         index = torch.arange(start, stop)
         count = len(self.sample)
@@ -304,7 +304,7 @@ class Station:
             elif needed is at and self.weights is None:
                 base.append("here")
             else:
-                base.append(bases[id(needed)][1])
+                base.append(bases[needed])
         derived = isinstance(at, Derived)
         reference = self._reference(draws, examples)
         return Segment(inputs, extras, examples, self.targets, tuple(base), draws, derived, reference)

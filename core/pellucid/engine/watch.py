@@ -64,6 +64,8 @@ class Functions(TorchFunctionMode):
 
 def versions(value: Any) -> dict[int, int]:
     """How often each of the tensors was changed in place, by identity."""
+    if type(value) is Tensor:  # by far the commonest, which needs no walk
+        return {id(value): version_of(value)}
     return {id(tensor): version_of(tensor) for tensor in tensors_in(value)}
 
 
@@ -149,7 +151,12 @@ class Watch:
         functions = {place.call: place for place in self.places if place.module is None}
 
         def before(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            return lambda _, args, kwargs: arguments.setdefault(name, []).append(versions((args, kwargs)))
+            noted = arguments.setdefault(name, [])
+
+            def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+                noted.append(versions(args[0] if len(args) == 1 and not kwargs else (args, kwargs)))
+
+            return note
 
         def after(name: str) -> Callable[[nn.Module, Any, Any], Any]:
             def keep(_: nn.Module, inputs: Any, output: Any) -> Any:
