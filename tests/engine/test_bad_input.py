@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,7 @@ from pellucid import (
     LayerError,
     ModelError,
     ParameterError,
+    ProtocolError,
     TargetError,
     TechniqueFailed,
     UnknownTechnique,
@@ -237,6 +242,49 @@ def test_what_finished_before_an_interruption_is_whole(net, images, tmp_path):
     assert kept.target.classes.tolist() == [1, 1, 1]
     kept.save(tmp_path / "kept")
     assert model.training
+
+
+def test_what_was_served_before_an_interruption_in_the_same_round_is_kept(net, images):
+    class Stopping(nn.Module):
+        """Is interrupted in the third pass of the only round."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner, self.calls = net(), 0
+
+        def forward(self, x):
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return self.inner(x)
+
+    techniques = {"long": create("smoothgrad", n_samples=9), "short": "saliency"}
+    with pytest.raises(Interrupted, match="1 finished") as error:
+        pellucid.explain(Stopping(), images(), techniques, 1, batch_size=3)
+    wanted = pellucid.explain(net(), images(), "saliency", 1).values
+    torch.testing.assert_close(error.value.results["short"].values, wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain(pellucid.Explainer):
+    """Does its work without a pass, and so without `yield`."""
+
+    work: Callable[[pellucid.Sample], Any]
+
+    def explain(self, sample):
+        return self.work(sample)
+
+
+def test_a_technique_without_passes_fails_alone(net, images):
+    def fails(sample):
+        raise RuntimeError("no luck")
+
+    wanted = pellucid.explain(net(), images(), "saliency", 1).values
+    for work, expected in ((fails, RuntimeError), (lambda sample: sample.inputs.zero_(), ProtocolError)):
+        with pytest.raises(TechniqueFailed) as error:
+            pellucid.explain(net(), images(), {"bad": Plain(work), "good": "saliency"}, 1)
+        assert isinstance(error.value.errors["bad"], expected)
+        torch.testing.assert_close(error.value.results["good"].values, wanted)
 
 
 def test_numpy_arrays_are_taken(net, images):

@@ -150,7 +150,14 @@ class Planner:
             except Exception as error:
                 drives[name].generator.close()
                 outcome.errors[name] = error
-        failed = self._serve(flat, drives, outcome)
+        try:
+            failed = self._serve(flat, drives, outcome)
+        except KeyboardInterrupt:
+            # Who has been shown all that was asked may finish; in a long round the cheap ones were served first.
+            for name, own in requests.items():
+                if all(request.served for request in own) and (one := self._finished(own, looks[name], {})) is not None:
+                    self._advance(name, drives[name], one, pending, outcome)
+            raise
         seen = {name: self._finished(own, looks[name], failed) for name, own in requests.items()}
         before = {name: _versions(one) for name, one in seen.items()}
         for name, own in requests.items():

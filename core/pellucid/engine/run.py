@@ -23,7 +23,7 @@ from pellucid.engine.planner import Planner, Progress
 from pellucid.engine.segment import INPUT
 from pellucid.engine.station import classes_of
 from pellucid.errors import InputError, Interrupted, ParameterError, Unsuitable
-from pellucid.protocol.explainer import Explainer, as_passes
+from pellucid.protocol.explainer import Explainer, Passes, as_passes
 from pellucid.protocol.sample import Sample
 from pellucid.registry import Technique, registry
 from pellucid.results import Check, Explanation
@@ -91,7 +91,7 @@ class Run:
         checks = (optimise(engine, sample, self._layers_named()),) if self.adapter.optimize and not own else ()
         planner = Planner(engine, self.batch_size, self.progress, sample)
         drives = {
-            name: Drive(as_passes(self.work(name, technique, sample)), uses_of(technique))
+            name: Drive(self._passes(name, technique, sample), uses_of(technique))
             for name, technique in self.techniques.items()
         }
         try:
@@ -101,6 +101,10 @@ class Run:
             raise Interrupted(self._finished(kept, engine, planner, sample, drives, (notes, checks)).results) from None
         self.total = outcome.total
         return self._finished(outcome, engine, planner, sample, drives, (notes, checks))
+
+    def _passes(self, name: str, technique: Any, sample: Sample) -> Passes[Any]:
+        """A technique's passes; one without `yield` does its work at the first step, so that its failure is its own."""
+        return (yield from as_passes(self.work(name, technique, sample)))
 
     def _finished(
         self,

@@ -82,6 +82,11 @@ class Request:
         self.ledgers: list[list[Ledger | None]] = []
 
     @property
+    def served(self) -> bool:
+        """Whether all rows of the look were seen."""
+        return sum(self.rows) == len(self.look.at)
+
+    @property
     def backwards(self) -> int:
         """How many backward passes the look needs."""
         return len(self.targets) if self.by else 0
