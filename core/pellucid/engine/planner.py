@@ -214,7 +214,8 @@ class Planner:
         self, stations: list[Station], failed: dict[str, Exception], drives: Mapping[str, Drive], outcome: Outcome
     ) -> None:
         self._known += sum(station.rows for station in stations)
-        for group in alike(stations):
+        # Those of few rows first, so that their techniques are not lost when a long round is interrupted.
+        for group in alike(sorted(stations, key=lambda station: station.rows)):
             try:
                 self._run_alike(group, drives, outcome)
             except Exception as error:
