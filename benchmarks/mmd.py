@@ -1,8 +1,10 @@
 """MMD-critic's time and memory, held against the raw cost of the kernel matrix and against the package `mmd-critic`.
 
-`python -m benchmarks.mmd DATA.npz [--n 10000] [--peer]`: the file's first array of more than one axis holds images; of
-fewer than n, noisy copies are added. The limit is what the products and exponentials of all n^2 kernel entries cost at
-the machine's matrix rate, in blocks. Ours computes half of them, the matrix being symmetric.
+`python -m benchmarks.mmd DATA.npz [--n 10000] [--peer] [--mapped]`: the file's first array of more than one axis holds
+images; of fewer than n, noisy copies are added. The limit is what the products and exponentials of all n^2 kernel
+entries cost at the machine's matrix rate, in blocks. Ours computes half of them, the matrix being symmetric. With
+`--mapped` the images are a memory-mapped file, and ours alone is measured: its memory without the pages of files, which
+the system takes back when it needs them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -70,22 +73,31 @@ def peer(points: Tensor) -> Any:
     return critic.select_criticisms(20, chosen)
 
 
-def _resident() -> int:
+def _resident(kind: str = "Rss") -> int:
     """The process's memory by its page tables; the counters of `statm` and `VmHWM` lag behind by hundreds of MiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("Rss")).split()[1])
+    return 1024 * int(next(line for line in lines if line.startswith(kind)).split()[1])
 
 
-def _child(who: str, path: str, n: int) -> None:
+def _mapped(path: str, n: int, folder: str) -> Any:
+    """The images as a memory-mapped file."""
+    points = data(path, n)
+    file = Path(folder) / "images.npy"
+    np.save(file, points.numpy())
+    return np.load(file, mmap_mode="r")
+
+
+def _child(who: str, path: str, n: int, folder: str | None) -> None:
     """Prints the mebibytes over the libraries and the data, looked at twenty times a second."""
     run = {"pellucid": ours, "mmd-critic": peer}[who]
     run(data(path, 500))
-    points = data(path, n)
-    before, done, seen = _resident(), threading.Event(), [0]
+    points = data(path, n) if folder is None else _mapped(path, n, folder)
+    kind = "Rss" if folder is None else "Anonymous"
+    before, done, seen = _resident(kind), threading.Event(), [0]
 
     def watch() -> None:
         while not done.wait(0.05):
-            seen.append(_resident())
+            seen.append(_resident(kind))
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -97,8 +109,8 @@ def _child(who: str, path: str, n: int) -> None:
     print(json.dumps({"seconds": round(seconds, 3), "over_data_mib": round((max(seen) - before) / 2**20)}))
 
 
-def _child_of(who: str, path: str, n: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.mmd", path, "--child", who, "--n", str(n)]
+def _child_of(who: str, path: str, n: int, *more: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.mmd", path, "--child", who, "--n", str(n), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
@@ -108,11 +120,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--peer", action="store_true")
+    parser.add_argument("--mapped", action="store_true")
     parser.add_argument("--child")
+    parser.add_argument("--folder")
     parser.add_argument("--n", type=int, default=10_000)
     options = parser.parse_args()
     if options.child:
-        _child(options.child, options.data, options.n)
+        _child(options.child, options.data, options.n, options.folder)
+        return
+    if options.mapped:
+        with tempfile.TemporaryDirectory() as folder:
+            memory = _child_of("pellucid", options.data, options.n, "--folder", folder)
+        _save({"name": f"mmd_critic, n = {options.n}, memory-mapped", "memory": memory})
         return
     points = data(options.data, options.n)
     row: dict[str, Any] = {"memory": _child_of("pellucid", options.data, options.n)}
@@ -126,9 +145,12 @@ def main() -> None:
         row |= {"seconds": seconds, "ratio": {"pellucid": round(seconds["pellucid"] / seconds["limit"], 3)}}
     if options.peer:
         row["peer"] = _child_of("mmd-critic", options.data, options.n)
-    rows = [{"name": f"mmd_critic, n = {options.n}", **row}]
-    print(rows[-1], flush=True)
-    measure.save("mmd", measure.merged("mmd", rows))
+    _save({"name": f"mmd_critic, n = {options.n}", **row})
+
+
+def _save(row: dict[str, Any]) -> None:
+    print(row, flush=True)
+    measure.save("mmd", measure.merged("mmd", [row]))
 
 
 if __name__ == "__main__":

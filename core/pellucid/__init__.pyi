@@ -52,6 +52,9 @@ from .protocol.look import Seen as Seen
 from .protocol.sample import Frame as Frame
 from .protocol.sample import Prepared as Prepared
 from .protocol.sample import Sample as Sample
+from .protocol.source import Source as Source
+from .protocol.source import Streamed as Streamed
+from .protocol.source import Training as Training
 from .protocol.target import ClassLogit as ClassLogit
 from .protocol.target import Contrast as Contrast
 from .protocol.target import Loss as Loss

@@ -97,7 +97,9 @@ def explain(
 
     Args:
         model: anything that `adapt` takes.
-        inputs: (B, ...), photos, or a mapping or tuple of tensors.
+        inputs: (B, ...), photos, or a mapping or tuple of tensors. Of a memory-mapped array, a Dataset or a DataLoader
+            (of inputs, or of pairs whose first is the input) the techniques of data sets read some examples at a time;
+            others read all.
         techniques: a name or an instance gives one explanation; a list, or a mapping of labels to them, a dictionary.
         target: what is explained: None (the predicted class), a class index or name, one for each example, a callable
             from the model's output to (B,) scores, or a `Target`.
@@ -150,7 +152,8 @@ def evaluate(
         explanations: one, a list, or a dictionary of them as `explain` returns it.
         metrics: names or instances of evaluators.
         target: as for `explain`; None takes the classes that the explanations recorded.
-        controls: whether the explainers tagged "control" that suit the inputs are scored as well; or which ones.
+        controls: whether the explainers tagged "control" that suit the inputs are scored as well (beside influences,
+            concepts and prototypes what their evaluators hold them against); or which explainers.
         batch_size: as for `explain`.
         seed: as for `explain`.
         progress: as for `explain`.
@@ -172,8 +175,8 @@ def evaluate(
         inputs, given = histories(inputs, given)
     adapter = adapt(model)
     evaluators, _ = _named(metrics, Evaluator)
-    # The usual controls are attributions. Those of influence need training data, and those of concepts the concepts, so
-    # that the user must name them.
+    # The usual controls are attributions. Those of influence need training data, and those of concepts the concepts,
+    # which the evaluators know.
     others = exemplars or all(isinstance(one, (Influence, Concepts)) for one in given.values())
     usual = [] if others else [one.name for one in techniques("projector" if maps else "explainer", tags={"control"})]
     # Exemplars are of a data set, whose classes are not those of the inputs that they are scored on.
@@ -191,6 +194,15 @@ def evaluate(
         except Unsuitable:
             if controls is not True:  # of those that were not named, some are for photos alone
                 raise
+    if others and controls is True:
+        first = next(iter(given.values()))
+        own = {name: one for each in evaluators.values() for name, one in each.controls(first, seed).items()}
+        made = {name: one for name, one in own.items() if name not in given}
+        asked = {name: one for name, one in made.items() if isinstance(one, Explainer)}
+        if asked:
+            made |= explain(
+                adapter, inputs, asked, target, batch_size=batch_size, seed=seed, progress=False, device=device
+            )
     everything = {**{name: (one, False) for name, one in given.items()}, **{n: (one, True) for n, one in made.items()}}
     work = {
         f"{metric} of {name}": (evaluator, name, one)
@@ -209,6 +221,8 @@ def evaluate(
             progress=told,
             device=device,
         ).start()
+    if not any(name in given for key, (_, name, _) in work.items() if key in outcome.results):
+        outcome.results.clear()  # controls alone are no answer
     results = _answer(outcome, work, False)
     return Scores.merge([results[key].named(name, control=everything[name][1]) for key, (_, name, _) in work.items()])
 

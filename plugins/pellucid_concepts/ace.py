@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
 from pellucid import Blocks, Check, Concepts, Explainer, InputError, Look, Passes, Sample, Unsuitable
-from pellucid_concepts.reading import FEWEST, FEWEST_SETS, Reading, random_sets, slopes
+from pellucid_concepts.reading import FEWEST, FEWEST_SETS, Reading, random_sets, shown, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.segments import Cutter, Segment
 from pellucid_concepts.vectors import Activations, Classifier
@@ -112,15 +112,14 @@ class ACE(Explainer):
 
     def _random(self, sample: Sample, reading: Reading) -> Passes[list[Tensor]]:
         """The features of the random sets: of one patch of each of their images."""
-        sets = [
-            sample.others(one, what="the examples of a random set").inputs
-            for one in random_sets(self.random, self.n_random)
-        ]
-        cutter = self._cutter(torch.cat(sets), sample)
+        sets = random_sets(self.random, self.n_random)
+        named = {f"the examples of random set {place}": one for place, one in enumerate(sets)}
+        counts = [one.count for one in sets]
+        cutter = self._cutter(shown(sample, named)(0, sum(counts)), sample)
         generator = sample.generator("random patches")
         segments = [cutter.one_of(image, generator) for image in range(len(cutter.photos))]
         (features,) = yield from reading.of(len(segments), lambda a, b: cutter.patches(segments[a:b]))
-        return list(torch.split(features, [len(one) for one in sets]))
+        return list(torch.split(features, counts))
 
     def _clusters(
         self, features: Tensor, segments: Sequence[Segment], sample: Sample

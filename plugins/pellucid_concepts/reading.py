@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid import Blocks, InputError, Look, ParameterError, Passes, Sample, Seen, digest
+from pellucid import Blocks, InputError, Look, ParameterError, Passes, Sample, Seen, Source, digest
 
 BLOCK = 64
 """How many examples are looked at together."""
@@ -21,27 +22,25 @@ FEWEST_SETS = 3
 """The fewest random sets whose spread says anything."""
 
 
-def examples(given: Any, what: str) -> Tensor:
+def examples(given: Any, what: str) -> Source:
     """A set of examples (n, ...).
 
     Raises:
-        InputError: when it is none, too small, or has values that are not finite.
+        InputError: when it is none or too small, or is in memory and has values that are not finite.
     """
-    found = torch.as_tensor(given).detach() if hasattr(given, "__array__") else None
-    if found is None or found.dim() < 2:
-        told = type(given).__name__ if found is None else f"tensor of shape {tuple(found.shape)}"
-        raise InputError(f"{what} is a {told}; expected a tensor of examples (n, ...)")
-    if len(found) < FEWEST:
+    found = Source.of(given, what)
+    if found.count < FEWEST:
         raise InputError(
-            f"{what} has {len(found)} examples; a vector needs at least {FEWEST}, and is reliable from about {FEW}"
+            f"{what} has {found.count} examples; a vector needs at least {FEWEST}, and is reliable from about {FEW}"
         )
-    if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-        raise InputError(f"{what} is of type {found.dtype} or not finite; expected finite floating-point numbers")
+    held = found.inputs
+    if held is not None and not (held.is_floating_point() and bool(torch.isfinite(held).all())):
+        raise InputError(f"{what} is of type {held.dtype} or not finite; expected finite floating-point numbers")
     return found
 
 
-def random_sets(given: Any, n_random: int) -> list[Tensor]:
-    """The random sets: those of a list, or `n_random` equal ones dealt out from one tensor of examples.
+def random_sets(given: Any, n_random: int) -> list[Source]:
+    """The random sets: those of a list, or `n_random` equal ones dealt out from one set of examples.
 
     Raises:
         InputError: when a set is none, or too small.
@@ -53,14 +52,39 @@ def random_sets(given: Any, n_random: int) -> list[Tensor]:
             raise ParameterError(f"{len(sets)} random sets were given; expected at least {FEWEST_SETS}, better 10")
         return sets
     pool = examples(given, "random")
-    size = len(pool) // n_random
+    size = pool.count // n_random
     if size < FEWEST:
         raise InputError(
-            f"{len(pool)} random examples make {n_random} sets of {size}; expected at least {FEWEST} in each: give "
+            f"{pool.count} random examples make {n_random} sets of {size}; expected at least {FEWEST} in each: give "
             "more, or a smaller n_random"
         )
     # Dealt out in turn, so that a pool in the order of its classes gives sets that are alike.
-    return [pool[place : size * n_random : n_random] for place in range(n_random)]
+    return [_dealt(pool, size, n_random, first) for first in range(n_random)]
+
+
+def _dealt(pool: Source, size: int, step: int, first: int) -> Source:
+    return Source(size, lambda places: pool.read(places * step + first))
+
+
+def shown(sample: Sample, sets: Mapping[str, Source]) -> Callable[[int, int], Tensor]:
+    """Gives the examples of sets, one set after the other, from one place to before another, as a sample's model is.
+
+    Args:
+        sample: whose model it is.
+        sets: by what messages call them.
+    """
+    starts = [0, *itertools.accumulate(one.count for one in sets.values())]
+
+    def make(start: int, stop: int) -> Tensor:
+        parts = []
+        for (what, one), first in zip(sets.items(), starts, strict=False):
+            places = torch.arange(start, stop) - first
+            places = places[(places >= 0) & (places < one.count)]
+            if len(places):
+                parts.append(sample.others(one.read(places)[0], what=what).inputs)
+        return torch.cat(parts)
+
+    return make
 
 
 def features(seen: Seen, layer: str, pooled: bool) -> Tensor:

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from torch import Tensor
 
 from pellucid import Blocks, Concepts, Explainer, Look, ParameterError, Passes, Sample
-from pellucid_concepts.reading import FEWEST_SETS, Reading, examples, random_sets, slopes
+from pellucid_concepts.reading import FEWEST_SETS, Reading, examples, random_sets, shown, slopes
 from pellucid_concepts.scoring import Classes, answer, column
 from pellucid_concepts.vectors import Activations, Classifier
 
@@ -43,8 +43,9 @@ class TCAV(Explainer):
     share the concept's examples, and so finds many random concepts significant.
 
     Attributes:
-        concepts: by name, examples (n, ...) of the inputs' shape, at least 6 and better 50; or a direction, as a vector
-            (d,), or a mapping from the layers to one for each. A direction's length counts for its p-value, as reach.
+        concepts: by name, examples (n, ...) of the inputs' shape, at least 6 and better 50, also as a memory-mapped
+            array, a Dataset or a DataLoader; or a direction, as a vector (d,), or a mapping from the layers to one for
+            each. A direction's length counts for its p-value, as reach.
         random: examples (m, ...) that are dealt out to `n_random` sets, or a list of sets. Sets as large as the
             concepts serve best.
         layers: where. With several, a concept has a column for each, named "concept, layer".
@@ -98,18 +99,15 @@ class TCAV(Explainer):
         """A forward and a backward pass of the sample; one forward pass of each example of the sets."""
         seen = yield Look(at=sample, activations=self.layers, gradients=self.layers, digest=self.folder is not None)
         sets = {name: given for name, given in self.concepts.items() if not _directed(given)}
-        random = random_sets(self.random, self.n_random)
-        given = [
-            sample.others(examples(one, f"concept '{name}'"), what=f"the examples of concept '{name}'")
-            for name, one in sets.items()
-        ]
-        given += [sample.others(one, what="the examples of a random set") for one in random]
-        every = torch.cat([one.inputs for one in given])
+        given = {f"the examples of concept '{name}'": examples(one, f"concept '{name}'") for name, one in sets.items()}
+        for place, dealt in enumerate(random_sets(self.random, self.n_random)):
+            given[f"the examples of random set {place}"] = dealt
+        counts = [one.count for one in given.values()]
         reading = Reading(sample, self.layers, self.pooled, Blocks(self.folder), seen.digest)
-        found = yield from reading.of(len(every), lambda a, b: every[a:b])
+        found = yield from reading.of(sum(counts), shown(sample, given))
         classes, columns = Classes.of(seen), []
         for layer, one in zip(self.layers, found, strict=True):
-            parts, steep = torch.split(one, [len(part) for part in given]), slopes(seen, layer, self.pooled)
+            parts, steep = torch.split(one, counts), slopes(seen, layer, self.pooled)
             at = Activations(parts[: len(sets)], parts[len(sets) :], steep, self.penalty, self.classifier)
             where = seen.layers[layer].name
             for name, one in self.concepts.items():
@@ -122,7 +120,7 @@ class TCAV(Explainer):
 
 def _directed(given: Any) -> bool:
     """Whether a concept is given as directions rather than examples."""
-    return isinstance(given, Mapping) or (hasattr(given, "__array__") and torch.as_tensor(given).dim() == 1)
+    return isinstance(given, Mapping) or (hasattr(given, "__array__") and len(given.shape) == 1)
 
 
 def _direction(name: str, given: Any, layer: str, where: str, steep: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid import Influence, InputError, Sample, Trainer
+from pellucid import Influence, InputError, Sample, Trainer, create
 
 
 def influence_of(explanation: Any, sample: Sample, examples: int) -> Influence:
@@ -24,6 +25,13 @@ def influence_of(explanation: Any, sample: Sample, examples: int) -> Influence:
             "training examples of the evaluator, in its order"
         )
     return explanation
+
+
+def controls(explanation: Any, train: Any, kinds: Sequence[str] = ("random", "similarity", "loss")) -> dict[str, Any]:
+    """What influences are held against: the controls of some kinds, made of the training data."""
+    if not isinstance(explanation, Influence):
+        return {}
+    return {kind: create("influence_control", train=train, kind=kind) for kind in kinds}
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from pydantic import InstanceOf
 
 from pellucid import Evaluator, Passes, Sample, Scores, Trainer, create
-from pellucid_evaluation.influences import correlation, influence_of, small_trainer
+from pellucid_evaluation.influences import controls, correlation, influence_of, small_trainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +40,10 @@ class LeaveOneOutCorrelation(Evaluator):
     def test_instances(cls) -> list[Evaluator]:
         """A few steps on the conformance kit's network."""
         return [cls(trainer=small_trainer(), examples=[0, 3, 4])]
+
+    def controls(self, explanation: Any, seed: int) -> dict[str, Any]:
+        """Noise, likeness within the class, and the loss."""
+        return controls(explanation, self.trainer.train)
 
     def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores]:
         """A training and a forward pass of the queries for each example and seed."""

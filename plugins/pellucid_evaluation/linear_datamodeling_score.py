@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import InstanceOf
 
 from pellucid import Check, Evaluator, Look, Passes, Sample, Scores, Trainer
-from pellucid_evaluation.influences import correlation, influence_of, ranks, small_trainer
+from pellucid_evaluation.influences import controls, correlation, influence_of, ranks, small_trainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,10 @@ class LinearDatamodelingScore(Evaluator):
     def test_instances(cls) -> list[Evaluator]:
         """A few steps on the conformance kit's network."""
         return [cls(trainer=small_trainer(), n_subsets=3)]
+
+    def controls(self, explanation: Any, seed: int) -> dict[str, Any]:
+        """Noise, likeness within the class, and the loss."""
+        return controls(explanation, self.trainer.train)
 
     def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores]:
         """A training and a forward pass of the queries for each part and seed."""

@@ -17,7 +17,7 @@ class NearestPrototypeError(Evaluator):
 
     The inputs are those that are classified, best ones that were held out of the data that the prototypes were chosen
     from. The score is 1 where the nearest prototype's class is wrong and 0 where it is right; of equals the first
-    prototype counts. As many random examples are the control to beat.
+    prototype counts. As many random examples are the control.
 
     Kim et al., 2016, "Examples are not enough, learn to criticize!".
 
@@ -39,6 +39,14 @@ class NearestPrototypeError(Evaluator):
         noise = torch.randn(10, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         classes = torch.arange(10) % 2
         return [cls(noise, classes, torch.tensor([1, 0, 1]), layer="auto")]
+
+    def controls(self, explanation: Any, seed: int) -> dict[str, Any]:
+        """As many examples drawn at random."""
+        if not isinstance(explanation, Exemplars):
+            return {}
+        count = len(self._prototypes(explanation, len(self.data)))
+        drawn = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(seed))[None, :count]
+        return {"random": Exemplars(torch.zeros(drawn.shape), drawn, "prototype")}
 
     def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores]:
         """One forward pass of the inputs and of the prototypes, or none without a layer."""

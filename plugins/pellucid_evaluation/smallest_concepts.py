@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pellucid import Concepts, Evaluator, InputError, Look, Passes, Sample, Scores, TargetError, Unsuitable
+from pellucid import Concepts, Evaluator, InputError, Look, Passes, Sample, Scores, TargetError, Unsuitable, create
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class SmallestSufficientConcepts(Evaluator):
     whether it is, so that its mean is the paper's accuracy. Images whose class the model does not predict as they are
     tell nothing, and are better left out. A concept that an image lacks counts as well, and changes nothing.
 
-    What to hold it against is the same concepts in random order, `concept_control`.
+    The control are the same concepts in random order.
 
     Ghorbani et al., 2019, "Towards automatic concept-based explanations".
 
@@ -40,6 +40,10 @@ class SmallestSufficientConcepts(Evaluator):
     label: ClassVar[str] = "smallest_sufficient_concepts"
     hides: ClassVar[bool] = False
     """Whether concepts are hidden in their order, rather than shown."""
+
+    def controls(self, explanation: Any, seed: int) -> dict[str, Any]:
+        """The same concepts in random order."""
+        return {"random order": create("concept_control", of=explanation)} if isinstance(explanation, Concepts) else {}
 
     def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores]:
         """A forward pass of each image, and one for each number of concepts, none among them."""

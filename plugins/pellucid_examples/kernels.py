@@ -12,6 +12,8 @@ from pellucid import InputError, ParameterError
 
 TILE = 1024
 """Rows and columns of one block. A tile of single precision stays in the cache between product and exponential."""
+NUMBERS = 2**22
+"""How many numbers of the points are taken at once at most, where each point has very many."""
 FAR = 9.0
 """How many times the points' variance the square of their mean may be before they are centred."""
 
@@ -30,6 +32,7 @@ class KernelMatrix:
         groups: the members of each group, (members,) places in the points; without groups all belong together.
         group_of: (n,) the group of each point.
         squares: (n,) the squared lengths of the points, for the RBF kernel.
+        middle: (d,) what is taken from the points before they are compared, or None.
     """
 
     points: Tensor
@@ -37,20 +40,21 @@ class KernelMatrix:
     groups: tuple[Tensor, ...] = ()
     group_of: Tensor = field(default_factory=lambda: torch.empty(0))
     squares: Tensor = field(default_factory=lambda: torch.empty(0))
+    middle: Tensor | None = None
 
     @classmethod
     def of(cls, points: Tensor, kernel: float | Kernel, labels: Tensor | None = None) -> KernelMatrix:
         """The matrix of points, zero between those of different labels (n,) where labels are given."""
-        if callable(kernel):
-            squares = torch.empty(0)
-        else:
-            points = centred(points)
-            squares = torch.cat([part.square().sum(dim=1) for part in torch.split(points, TILE)])
+        middle, squares = None, torch.empty(0)
+        if not callable(kernel):
+            middle = far_middle(points)
+            parts = (part if middle is None else part - middle for part in split(points))
+            squares = torch.cat([_squares(part) for part in parts])
         if labels is None:
-            return cls(points, kernel, squares=squares)
+            return cls(points, kernel, squares=squares, middle=middle)
         _, group_of = torch.unique(labels, return_inverse=True)
         groups = tuple(torch.nonzero(group_of == group).flatten() for group in range(int(group_of.max()) + 1))
-        return cls(points, kernel, groups, group_of, squares)
+        return cls(points, kernel, groups, group_of, squares, middle)
 
     def __len__(self) -> int:
         return len(self.points)
@@ -62,6 +66,8 @@ class KernelMatrix:
             ParameterError: when the kernel is a function that gives another shape, or values that are not finite.
         """
         left, right = self.points[rows], self.points[columns]
+        if self.middle is not None:
+            left, right = left - self.middle, right - self.middle
         if not callable(self.kernel):
             gamma = self.kernel
             products = torch.addmm(self.squares[columns][None], left, right.T, beta=-gamma, alpha=2 * gamma)
@@ -109,11 +115,22 @@ class KernelMatrix:
         return sums, diagonal
 
     def _parts(self, group: int | None, size: int) -> Iterator[Places]:
+        size = rows_of(self.points, size)
         if group is not None:
             yield from torch.split(self.groups[group], size)
         else:  # slices view the points, where indices would copy them
             for start in range(0, len(self), size):
                 yield slice(start, min(start + size, len(self)))
+
+
+def rows_of(points: Tensor, most: int = TILE) -> int:
+    """How many points are taken at once."""
+    return max(1, min(most, NUMBERS // max(1, points.shape[1])))
+
+
+def split(points: Tensor) -> tuple[Tensor, ...]:
+    """The points, some at a time."""
+    return torch.split(points, rows_of(points))
 
 
 def _check_symmetric(block: Tensor) -> None:
@@ -122,19 +139,26 @@ def _check_symmetric(block: Tensor) -> None:
         raise ParameterError(f"the kernel is not symmetric: k(x, y) and k(y, x) differ by {gap:.2g}")
 
 
-def centred(points: Tensor) -> Tensor:
-    """The points about their mean where they lie far from the origin, which would cost distances their digits."""
-    parts = torch.split(points, TILE)  # in double precision a part at a time
-    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / len(points)
-    total = sum(float(part.square().sum(dtype=torch.float64)) for part in parts) / len(points)
+def _squares(points: Tensor) -> Tensor:
+    """The squared lengths (n,) of points, without a copy of them."""
+    return torch.einsum("nd,nd->n", points, points)
+
+
+def far_middle(points: Tensor) -> Tensor | None:
+    """The points' mean (d,) where they lie far from the origin, which would cost distances their digits."""
+    # Without copies in double precision: where the middle lies exactly does not matter.
+    total, mean = 0.0, torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    for part in split(points):
+        mean += (part.new_ones(len(part)) @ part).double() / len(points)
+        total += float(_squares(part).double().sum()) / len(points)
     square = float(mean.square().sum())
-    return points - mean.to(points) if square > FAR * max(total - square, 0.0) else points
+    return mean.to(points) if square > FAR * max(total - square, 0.0) else None
 
 
 def nearest(points: Tensor, others: Tensor) -> Tensor:
     """(a,) which of the others (b, d) is nearest to each of the points (a, d); the first where several are."""
     found = []
-    for part in torch.split(points, TILE):
+    for part in split(points):
         # A gamma of a half makes the exponent -|x - y|^2 / 2; the point's own square moves all alike.
         found.append((part.double() @ others.double().T - others.double().square().sum(dim=1) / 2).argmax(dim=1))
     return torch.cat(found)
@@ -142,10 +166,12 @@ def nearest(points: Tensor, others: Tensor) -> Tensor:
 
 def median_gamma(points: Tensor, most: int = 1000) -> float:
     """One over the median squared distance of points that differ, of at most some evenly spaced ones."""
-    chosen = points[torch.linspace(0, len(points) - 1, min(most, len(points)), device=points.device).round().long()]
-    distances = torch.pdist(chosen.double())
-    distances = distances[distances > 0]
-    return 1 / float(distances.median()) ** 2 if len(distances) else 1.0
+    chosen = torch.linspace(0, len(points) - 1, min(most, len(points)), device=points.device).round().long()
+    squares = torch.zeros((), dtype=torch.float64, device=points.device)
+    for columns in torch.split(points, max(1, NUMBERS // len(chosen)), dim=1):
+        squares = squares + torch.pdist(columns[chosen].double()).square()
+    squares = squares[squares > 0]
+    return 1 / float(squares.median()) if len(squares) else 1.0
 
 
 def label_tensor(labels: object, examples: int, what: str = "labels") -> Tensor:

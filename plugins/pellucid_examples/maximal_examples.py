@@ -13,20 +13,19 @@ from torch import Tensor
 
 from pellucid import Blocks, Check, Exemplars, Explainer, InputError, Look, ParameterError, Passes, Sample, Seen
 from pellucid_examples.receptive import cut, receptive_boxes
-from pellucid_examples.streaming import streamed
+from pellucid_examples.streaming import PICTURE_BYTES, streamed
 from pellucid_examples.units import Units
-
-CROP_BYTES = 256 * 2**20
-"""How much memory the crops of a result take at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class MaximalExamples(Explainer):
     """Finds the examples of a data set that excite units of a layer most, and cuts them to what the unit sees.
 
-    The sample is the data set; each unit has a row. In a layer of maps a unit is a channel, an example's value its
-    greatest over the positions, and the crop the receptive field of that position. It is found on the model itself by
-    what the unit can depend on at all; in networks that squeeze and excite, or attend, that is the whole image.
+    The sample is the data set, which is looked at some examples at a time; one that does not fit in memory is given as
+    a memory-mapped array, a Dataset or a DataLoader. Each unit has a row. In a layer of maps a unit is a channel, an
+    example's value its greatest over the positions, and the crop the receptive field of that position. It is found on
+    the model itself by what the unit can depend on at all; in networks that squeeze and excite, or attend, that is the
+    whole image.
 
     Zeiler and Fergus, 2014, "Visualizing and understanding convolutional networks", who show these crops beside
     deconvolutions.
@@ -73,7 +72,8 @@ class MaximalExamples(Explainer):
         if self.k > len(sample):
             raise InputError(f"k={self.k} of {len(sample)} examples; expected at most {len(sample)}")
         best: dict[str, Tensor] = {}
-        one = yield Look(at=sample[:1], activations=[self.layer], digest=self.folder is not None)
+        first = sample.part(0, 1)
+        one = yield Look(at=first, activations=[self.layer], digest=self.folder is not None)
         units = Units.of(one.layers[self.layer], one.activations[self.layer], self.channels, self.directions)
 
         def reduced(seen: Seen) -> dict[str, Tensor]:
@@ -96,11 +96,11 @@ class MaximalExamples(Explainer):
         yield from streamed(sample, look, reduced, take, Blocks(self.folder), told)
         boxes, crops = None, None
         checks: list[Check] = []
-        if isinstance(sample.inputs, Tensor) and sample.inputs.dim() == 4:
+        if isinstance(first.inputs, Tensor) and first.inputs.dim() == 4:
             places = best["positions"]
-            flat = yield from receptive_boxes(sample, self.layer, lambda seen: units.at(seen, places))
+            flat = yield from receptive_boxes(first, self.layer, lambda seen: units.at(seen, places))
             boxes = flat.reshape(*places.shape, 4)
-            crops, checks = _crops(sample.inputs, best["indices"], boxes)
+            crops, checks = _crops(sample, first.inputs[0], best["indices"], boxes)
         values = best["values"]
         return Exemplars(
             values.float() if values.dtype in (torch.float16, torch.bfloat16) else values,
@@ -110,19 +110,19 @@ class MaximalExamples(Explainer):
             names=units.names,
             crops=crops,
             boxes=boxes,
-            examples=sample.inputs if boxes is not None else None,
+            examples=sample.held if boxes is not None else None,
             checks=checks,
         )
 
 
-def _crops(images: Tensor, indices: Tensor, boxes: Tensor) -> tuple[Tensor | None, list[Check]]:
+def _crops(sample: Sample, one: Tensor, indices: Tensor, boxes: Tensor) -> tuple[Tensor | None, list[Check]]:
     """The images' parts (rows, k, C, h, w) in boxes, and whether they were left out because they are too large."""
     sizes = (boxes[..., 2:] - boxes[..., :2]).flatten(0, 1)
     largest = sizes.amax(dim=0)
     checks = [Check.info("receptive field", float(largest.amax()), "pixels, the longer side of the largest")]
-    needed = indices.numel() * images.shape[1] * int(largest.prod()) * images.element_size()
-    if needed > CROP_BYTES:
+    needed = indices.numel() * len(one) * int(largest.prod()) * one.element_size()
+    if needed > PICTURE_BYTES:
         note = f"left out: they would take {needed / 2**20:.0f} MiB; name fewer channels. The boxes say where they lie"
         return None, [*checks, Check.info("crops", note=note)]
-    parts = cut(images, indices.flatten(), boxes.flatten(0, 1))
+    parts = cut(sample, one, indices.flatten(), boxes.flatten(0, 1))
     return parts.reshape(*indices.shape, *parts.shape[1:]), checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from pellucid import Check, Exemplars, Explainer, InputError, Look, ParameterError, Passes, Sample, Seen, Unsuitable
 from pellucid_examples.greedy import Prototypes, criticisms, prototypes
 from pellucid_examples.kernels import KernelMatrix, label_tensor, median_gamma, nearest
-from pellucid_examples.streaming import kept, streamed
+from pellucid_examples.streaming import BLOCK_BYTES, LARGEST, kept, pictures, room, streamed
 
 FOLDS = 3
 FACTORS = (0.25, 1.0, 4.0, 16.0, 64.0)
@@ -28,10 +28,11 @@ TRIED = 3000
 class MMDCritic(Explainer):
     """Chooses prototypes that stand for a data set, and criticisms: the examples that they represent worst.
 
-    The sample is the data set. Prototypes are chosen one by one so that the maximum mean discrepancy between them and
-    the data falls most; criticisms where the two densities differ most, kept apart by a determinant. With `labels` the
-    kernel is zero between classes, and each class has a row of its own. The choice is the exact greedy one; the kernel
-    matrix is computed in blocks and never held.
+    The sample is the data set; one that does not fit in memory is given as a memory-mapped array, a Dataset or a
+    DataLoader, and read some examples at a time. Prototypes are chosen one by one so that the maximum mean discrepancy
+    between them and the data falls most; criticisms where the two densities differ most, kept apart by a determinant.
+    With `labels` the kernel is zero between classes, and each class has a row of its own. The choice is the exact
+    greedy one; the kernel matrix is computed in blocks and never held.
 
     The values are, for a prototype, by how much it lowered the squared MMD; for a criticism the witness, above zero
     where the data are denser than the prototypes. `pellucid.explain(None, data, "mmd_critic")` needs no model.
@@ -51,7 +52,8 @@ class MMDCritic(Explainer):
             "auto" is "cv" with labels and "median" without.
         kernel: "rbf", or a function of (a, d) and (b, d) that gives a symmetric positive definite kernel (a, b).
         folder: where a layer's activations are kept, so that an interrupted run goes on where it stood and others with
-            the same model and data need no passes; None keeps nothing.
+            the same model and data need no passes; None keeps nothing. What is compared and takes more than 256 MiB
+            lies in a passing file there, or in the system's folder for such.
     """
 
     n_prototypes: Annotated[int, Ge(1)] = 10
@@ -95,23 +97,39 @@ class MMDCritic(Explainer):
         critics = criticisms(matrix, found, self.n_criticisms)
         rows = _rows(matrix, found, critics)
         names = None if local is None else tuple(f"class {label}" for label in torch.unique(local).tolist())
-        return _exemplars(
+        made = _exemplars(
             rows,
             names,
             points.dtype,
             over=self.layer or "input",
-            examples=sample.inputs if isinstance(sample.inputs, Tensor) else None,
+            examples=sample.held if isinstance(sample.held, Tensor) else None,
             checks=[*checks, *_certificates(found)],
         )
+        return replace(made, crops=pictures(sample, made.indices))
 
     def _points(self, sample: Sample) -> Passes[Tensor]:
         """What is compared, (n, d)."""
-        if self.layer is None:
-            if not isinstance(sample.inputs, Tensor):
+        if self.layer is None and isinstance(sample.held, Tensor):
+            held = sample.held.flatten(1) if sample.held.dim() > 1 else sample.held[:, None]
+            return _single(held)
+        layer, points, wrong = self.layer, list[Tensor](), list[int]()
+
+        def take(start: int, found: dict[str, Tensor]) -> None:
+            rows = _single(found["points"])
+            if not points:
+                points.append(room(len(sample), rows[0], self.folder))
+            points[0][start : start + len(rows)] = rows
+            bad = ~torch.isfinite(rows).all(dim=1)
+            wrong.extend((start + bad.nonzero().flatten()).tolist() if bool(bad.any()) else [])
+
+        if layer is None:
+            one = sample.part(0, 1).inputs
+            if not isinstance(one, Tensor):
                 raise Unsuitable("mmd_critic compares inputs of one tensor; for several, name a layer")
-            points = sample.inputs.flatten(1) if sample.inputs.dim() > 1 else sample.inputs[:, None]
-            return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
-        layer, blocks = self.layer, []
+            step = max(1, min(LARGEST, BLOCK_BYTES // one.nbytes))
+            for start in range(0, len(sample), step):
+                take(start, {"points": sample.part(start, start + step).inputs.flatten(1)})
+            return points[0]
 
         def reduced(seen: Seen) -> dict[str, Tensor]:
             pooled = self.pooled and bool(seen.layers[layer].layout)
@@ -119,13 +137,10 @@ class MMDCritic(Explainer):
 
         look = functools.partial(Look, activations=[layer])
         store, model = yield from kept(self.folder, sample)
-        told = ("points", model, layer, self.pooled)
-        yield from streamed(sample, look, reduced, lambda _, found: blocks.append(found["points"]), store, told)
-        points = torch.cat(blocks)
-        wrong = (~torch.isfinite(points)).any(dim=1).nonzero().flatten().tolist()
+        yield from streamed(sample, look, reduced, take, store, ("points", model, layer, self.pooled))
         if wrong:
             raise InputError(f"layer '{layer}' is not finite for {len(wrong)} examples: {wrong[:10]}; remove them")
-        return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
+        return points[0]
 
     def _gamma(self, points: Tensor, labels: Tensor | None) -> tuple[float, list[Check]]:
         """The kernel's gamma, and how it was found."""
@@ -157,6 +172,11 @@ class MMDCritic(Explainer):
             chosen = inside[prototypes(matrix, min(self.n_prototypes, len(inside))).chosen]
             wrong += int((labels[chosen][nearest(points[outside], points[chosen])] != labels[outside]).sum())
         return wrong / len(points)
+
+
+def _single(points: Tensor) -> Tensor:
+    """Points in single precision at least."""
+    return points.float() if points.dtype in (torch.float16, torch.bfloat16) else points
 
 
 def _rows(matrix: KernelMatrix, found: Prototypes, critics: Tensor) -> list[list[tuple[str, int, float]]]:

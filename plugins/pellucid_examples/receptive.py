@@ -13,7 +13,7 @@ DRAWS = 32
 """How many lines of the input are tried in one look."""
 
 
-def receptive_boxes(sample: Sample, layer: str, read: Callable[[Tensor], Tensor]) -> Passes[Tensor]:
+def receptive_boxes(one: Sample, layer: str, read: Callable[[Tensor], Tensor]) -> Passes[Tensor]:
     """The smallest boxes of an image that hold all that some units depend on.
 
     One line of the image after the other is filled with not-a-number. It reaches every unit to which a path leads from
@@ -21,15 +21,14 @@ def receptive_boxes(sample: Sample, layer: str, read: Callable[[Tensor], Tensor]
     strides, padding, dilation, branches and attention need no table. A pass for each row and column of the image.
 
     Args:
-        sample: images (B, C, H, W), of which the first is shown.
+        one: an image (1, C, H, W).
         layer: where the units are.
         read: takes the layer's activations (rows, ...) and gives those of the units (rows, units).
 
     Returns:
         (units, 4) top, left, bottom and right, the last two exclusive; the whole image for a unit that nothing reaches.
     """
-    height, width = sample.inputs.shape[2:]
-    one = sample[:1]
+    height, width = one.inputs.shape[2:]
     reached = []
     for start in range(0, height + width, DRAWS):
         count = min(DRAWS, height + width - start)
@@ -58,15 +57,20 @@ def _ends(reached: Tensor) -> tuple[Tensor, Tensor]:
     return first.masked_fill(none, 0), last.masked_fill(none, size)
 
 
-def cut(images: Tensor, indices: Tensor, boxes: Tensor) -> Tensor:
-    """Cuts boxes (n, 4) out of the images (N, C, H, W) that indices (n,) name: (n, C, h, w) of the largest's size.
+def cut(sample: Sample, one: Tensor, indices: Tensor, boxes: Tensor) -> Tensor:
+    """Cuts boxes (n, 4) out of a sample's images like `one` that indices (n,) name: (n, C, h, w) of the largest's size.
 
     A box at the image's edge is smaller, because the unit sees padding there: it is filled up with zeros on that side.
     """
     height, width = (boxes[:, 2:] - boxes[:, :2]).amax(dim=0).tolist()
-    made = images.new_zeros(len(indices), images.shape[1], height, width)
-    for part, index, (top, left, bottom, right) in zip(made, indices.tolist(), boxes.tolist(), strict=True):
-        down = height - (bottom - top) if top == 0 else 0
-        across = width - (right - left) if left == 0 else 0
-        part[:, down : down + bottom - top, across : across + right - left] = images[index, :, top:bottom, left:right]
+    made = one.new_zeros(len(indices), len(one), height, width)
+    for index in torch.unique(indices).tolist():  # each image is read once
+        image = sample.part(index, index + 1).inputs[0]
+        for place in (indices == index).nonzero().flatten().tolist():
+            top, left, bottom, right = boxes[place].tolist()
+            down = height - (bottom - top) if top == 0 else 0
+            across = width - (right - left) if left == 0 else 0
+            made[place, :, down : down + bottom - top, across : across + right - left] = image[
+                :, top:bottom, left:right
+            ]
     return made

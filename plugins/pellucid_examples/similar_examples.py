@@ -23,10 +23,12 @@ from pellucid import (
     Passes,
     Sample,
     Seen,
+    Source,
+    Training,
     digest,
 )
 from pellucid_examples.nearest import Index, Nearest, sketched
-from pellucid_examples.streaming import LARGEST, Source, Training, streamed
+from pellucid_examples.streaming import LARGEST, pictures, streamed
 from pellucid_examples.tangent import by_kernel
 
 CANDIDATES = 4
@@ -60,7 +62,7 @@ class SimilarExamples(Explainer):
 
     Attributes:
         train: the training inputs (N, ...) as a tensor or an array, such as a memory-mapped one; `(inputs, labels)`; or
-            a Dataset of inputs or of such pairs.
+            a Dataset of inputs or of such pairs, or a DataLoader of one.
         k: how many for each input.
         layers: the layers whose activations are compared.
         metric: "perceptual", "cosine", "euclidean" or "ntk".
@@ -101,8 +103,8 @@ class SimilarExamples(Explainer):
         """One forward pass of each input and training example; for "ntk" also a backward pass, for each class."""
         train = Training(Source.of(self.train), sample)
         found = yield from (self._by_kernel if self.metric == "ntk" else self._by_vectors)(sample, train)
-        inputs = train.source.inputs
-        return replace(found, examples=inputs if inputs is not None and inputs.dim() == 4 else None)
+        shown = train.held if train.held is not None and train.held.dim() == 4 else None
+        return replace(found, examples=shown, crops=pictures(train, found.indices))
 
     def _by_vectors(self, sample: Sample, train: Training) -> Passes[Exemplars]:
         blocks = Blocks(self.folder)

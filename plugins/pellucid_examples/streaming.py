@@ -1,9 +1,10 @@
-"""What the family shares: data sets that are looked at in blocks, in memory, on disk, or made as they are asked for."""
+"""What the family shares: data sets that are looked at in blocks, and what is kept of them."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,88 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid import Blocks, InputError, Look, Passes, Sample, Seen, digest
+from pellucid import Blocks, Leaves, Look, Passes, Sample, SavedFileError, Seen, Training, digest
 
 FIRST = 16
-"""How many examples are looked at first, before it is known how much memory what is seen of one takes."""
+"""How many examples are looked at first, before it is known how much memory one takes."""
 LARGEST = 1024
 """The most examples that are looked at together."""
 BLOCK_BYTES = 64 * 2**20
-"""How much memory what is seen of one block takes."""
-EXPECTED = "expected inputs (N, ...), (inputs, labels), or a Dataset of them"
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """A data set of which some examples at a time are read.
-
-    Attributes:
-        count: how many there are.
-        read: makes the inputs (n, ...) of places (n,).
-        inputs: (N, ...) where all are in memory.
-    """
-
-    count: int
-    read: Callable[[Tensor], Tensor]
-    inputs: Tensor | None = None
-
-    @classmethod
-    def of(cls, given: Any) -> Source:
-        """What a technique is given as `train`; a memory-mapped array stays on disk.
-
-        Raises:
-            InputError: when it holds no inputs.
-        """
-        pair = getattr(given, "tensors", given)
-        inputs = pair[0] if isinstance(pair, (tuple, list)) and pair else pair
-        if isinstance(inputs, np.memmap) and inputs.ndim > 1 and inputs.size:
-            mapped: np.memmap[Any, Any] = inputs
-            return cls(len(mapped), lambda places: torch.from_numpy(np.array(mapped[places.numpy()])))
-        if hasattr(inputs, "__array__"):
-            held = torch.as_tensor(inputs).detach()
-            if held.dim() > 1 and held.numel():
-                return cls(len(held), lambda places: held[places.to(held.device)], held)
-            raise InputError(f"train holds {tuple(held.shape)}; {EXPECTED}")
-        if isinstance(inputs, (tuple, list)) or not (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")):
-            raise InputError(f"train holds {type(inputs).__name__}; {EXPECTED}")
-        if not len(inputs):
-            raise InputError(f"train is an empty {type(inputs).__name__}; {EXPECTED}")
-        return cls(len(inputs), lambda places: torch.stack([_input(inputs, place) for place in places.tolist()]))
-
-    def digest(self) -> str:
-        """A digest of all inputs."""
-        starts = range(0, self.count, LARGEST)
-        return digest([
-            digest(self.read(torch.arange(start, min(self.count, start + LARGEST)))) for start in starts
-        ])  # fmt: skip
-
-
-def _input(items: Any, place: int) -> Tensor:
-    item = items[place]
-    item = item[0] if isinstance(item, (tuple, list)) and item else item
-    if not hasattr(item, "__array__"):
-        raise InputError(f"item {place} of train holds {type(item).__name__}; expected a tensor, or a pair of tensors")
-    return torch.as_tensor(item).detach()
-
-
-@dataclass(frozen=True, eq=False)
-class Training:
-    """Training examples, of which some at a time are a `Sample` for the queries' model.
-
-    Attributes:
-        source: where they come from.
-        queries: what is explained, whose form, type and device the inputs are brought to.
-    """
-
-    source: Source
-    queries: Sample
-
-    def __len__(self) -> int:
-        return self.source.count
-
-    def __getitem__(self, places: slice | Tensor) -> Sample:
-        where = torch.arange(len(self))[places]
-        return self.queries.others(self.source.read(where), what="the training inputs")
+"""How much memory the inputs of one block take, and what is seen of them."""
+HELD_BYTES = 256 * 2**20
+"""How much memory what is kept of a whole data set takes; what is more lies in a file."""
+PICTURE_BYTES = 256 * 2**20
+"""How much memory the pictures in a result take at most."""
 
 
 def streamed(
@@ -119,16 +50,15 @@ def streamed(
     start, step = 0, first or FIRST
     while start < len(examples):
         stop = min(len(examples), start + step)
-        whole = isinstance(examples, Sample) and stop - start == len(examples)
-        at = examples if isinstance(examples, Sample) and whole else examples[start:stop]
+        at = examples.part(start, stop)
         key = digest(*told, at.inputs) if blocks else ""
         found = blocks.found(key)
         if found is None:
             seen = yield look(at)
-            found = {**reduced(seen), "bytes seen": torch.tensor(_held(seen))}
+            found = {**reduced(seen), "bytes": torch.tensor(_bytes(at, seen))}
             blocks.keep(key, found)
         take(start, {name: part.to(at.device) for name, part in found.items()})
-        step = max(1, min(LARGEST, BLOCK_BYTES * (stop - start) // max(int(found["bytes seen"]), 1)))
+        step = max(1, min(LARGEST, BLOCK_BYTES * (stop - start) // max(int(found["bytes"]), 1)))
         start = stop
 
 
@@ -137,10 +67,58 @@ def kept(folder: str | Path | None, sample: Sample) -> Passes[tuple[Blocks, str]
     blocks = Blocks(folder)
     if not blocks:
         return blocks, ""
-    seen = yield Look(at=sample[:1], digest=True)
+    seen = yield Look(at=sample.part(0, 1), digest=True)
     return blocks, seen.digest
 
 
-def _held(seen: Seen) -> int:
+def _bytes(at: Sample, seen: Seen) -> int:
+    """How much memory a block takes: its inputs, and what is seen of them."""
     several = seen.factors if isinstance(seen.factors, tuple) else (seen.factors,) if seen.factors else ()
-    return sum(int(one.nbytes) for one in (*seen.activations.values(), *several))
+    inputs = at.inputs.values() if isinstance(at.inputs, Leaves) else [at.inputs]
+    return sum(int(one.nbytes) for one in (*inputs, *seen.activations.values(), *several))
+
+
+def room(count: int, row: Tensor, folder: str | Path | None = None) -> Tensor:
+    """Room for what is kept of a data set: in memory, or in a nameless file where that would take more than HELD_BYTES.
+
+    Of a file the system keeps in memory what is used and fits; it is gone with the tensor.
+
+    Args:
+        count: how many rows.
+        row: one of them, whose form, type and device the room has.
+        folder: where the file lies; None is the system's place for passing files.
+
+    Raises:
+        SavedFileError: when there is no room for the file.
+    """
+    size = count * row.numel() * row.element_size()
+    if size <= HELD_BYTES or row.device.type != "cpu":
+        return row.new_empty(count, *row.shape)
+    try:
+        if folder is not None:
+            Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=None if folder is None else Path(folder).expanduser()) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal in the middle
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_numpy(np.memmap(file, row.numpy().dtype, "r+", shape=(count, *row.shape)))
+    except OSError as error:
+        where = tempfile.gettempdir() if folder is None else folder
+        raise SavedFileError(
+            f"no room for {size / 2**30:.1f} GiB of activations or inputs in '{where}': {error}; name a folder that has"
+        ) from error
+
+
+def pictures(examples: Sample | Training, indices: Tensor) -> Tensor | None:
+    """The chosen images (rows, k, C, H, W) of a data set that is not held, zeros at empty places (-1).
+
+    None where it is held, which shows them without, or holds no images, or the chosen take more than PICTURE_BYTES.
+    """
+    if examples.held is not None:
+        return None
+    one = examples.part(0, 1).inputs
+    if one.dim() != 4 or indices.numel() * one.numel() * one.element_size() > PICTURE_BYTES:
+        return None
+    made: Tensor = one.new_zeros(*indices.shape, *one.shape[1:])
+    for index in torch.unique(indices[indices >= 0]).tolist():
+        made[indices.to(made.device) == index] = examples.part(index, index + 1).inputs
+    return made

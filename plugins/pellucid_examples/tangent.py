@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pellucid import Check, ClassLogit, Look, Passes, Sample, Seen, Target
+from pellucid import Check, ClassLogit, Look, Passes, Sample, Seen, Target, Training
 from pellucid_examples.nearest import Nearest
-from pellucid_examples.streaming import Training, streamed
+from pellucid_examples.streaming import streamed
 
 FEW = 2
 """How many examples' gradients are looked at first: of a large network they take much memory."""

@@ -16,7 +16,6 @@ from pellucid import (
     InputError,
     Leaves,
     Look,
-    ParameterError,
     Part,
     Passes,
     Sample,
@@ -97,28 +96,10 @@ class ExpectedGradients(Explainer):
             return sample.inputs, (own + shifts[:, None]) % count
         if isinstance(self.baselines, (str, float)):
             return sample.baseline(self.baselines), own.expand(self.n_samples, count)
-        references = each(_fitted, sample.inputs, self.baselines)
-        leaves = references.values() if isinstance(references, Leaves) else [references]
-        sizes = {len(leaf) for leaf in leaves}
-        if len(sizes) > 1:
-            raise ParameterError(f"the baselines have {sorted(sizes)} rows; expected the same number for every input")
-        return references, self._dealt(sizes.pop(), generator)[:, None].expand(self.n_samples, count)
+        references, size = sample.references(self.baselines)
+        return references, self._dealt(size, generator)[:, None].expand(self.n_samples, count)
 
     def _dealt(self, size: int, generator: torch.Generator) -> Tensor:
         """`n_samples` indices below `size`, in random order, each as often as any other."""
         rounds = -(-self.n_samples // size)
         return torch.cat([torch.randperm(size, generator=generator) for _ in range(rounds)])[: self.n_samples]
-
-
-def _fitted(leaf: Tensor, references: Tensor) -> Tensor:
-    if not isinstance(references, Tensor) or references.dim() == 0 or len(references) == 0:
-        raise ParameterError("the baselines are no reference data (R, ...) of at least one row for every input")
-    if not bool(torch.isfinite(references).all()):
-        raise ParameterError("the baselines have values that are not finite (NaN or infinity)")
-    try:
-        return references.to(leaf).expand(len(references), *leaf.shape[1:])
-    except RuntimeError:
-        raise ParameterError(
-            f"the baselines have shape {tuple(references.shape)}; expected (R, ...) with rows that broadcast to "
-            f"{tuple(leaf.shape[1:])}"
-        ) from None

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pellucid import Factors, Look, Loss, ModelError, Passes, Sample, Score, Target, Unsuitable
-from pellucid_influence.data import Training
-from pellucid_influence.training import BLOCK_BYTES, LARGEST, PANEL_BYTES, Kernel, check_covered
+from pellucid import (
+    Blocks,
+    Factors,
+    Look,
+    Loss,
+    ModelError,
+    Passes,
+    Sample,
+    Score,
+    Target,
+    Training,
+    Unsuitable,
+    digest,
+)
+from pellucid_influence.progress import Progress
+from pellucid_influence.softened import Softened
+from pellucid_influence.training import BLOCK_BYTES, LARGEST, PANEL_BYTES, Kernel, check_covered, told
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,14 +64,17 @@ class Curvature:
 
     For the empirical Fisher matrix an example's row of R is the gradient of its loss. For the generalised Gauss-Newton
     matrix there is one row for each output: S^(1/2) J, with the Jacobian J of the outputs and the Hessian S of the loss
-    by them, for the cross-entropy diag(p) - p p^T = A A^T with A = diag(sqrt p) - p sqrt(p)^T, for the squared error
-    two.
+    by them, for the cross-entropy diag(p) - p p^T = A A^T with A = diag(sqrt p) - p sqrt(p)^T, over the square of its
+    temperature, for the squared error two.
 
     Attributes:
         train: the training examples.
         parameters: by which parameters, as names with wildcards.
         outputs: how many outputs the model has, or 0 for the Fisher matrix.
         factors: those of the queries, of the layers' forms.
+        blocks: where finished blocks of rows are kept, and taken from; of rows that do not fit in memory, what is made
+            of them.
+        digest: of the model, the parameters and the matrix that is asked, where blocks are kept.
         trace: the sum of its eigenvalues.
         traces: (N,) what each example adds to N times the trace.
         found: what is certified of the training examples.
@@ -66,6 +84,8 @@ class Curvature:
     parameters: Sequence[str]
     outputs: int
     factors: Factors
+    blocks: Blocks = field(default_factory=lambda: Blocks(None))
+    digest: str = ""
     trace: float = 0.0
     traces: Tensor = field(default_factory=lambda: torch.empty(0))
     found: Kernel | None = None
@@ -85,14 +105,37 @@ class Curvature:
         """The rows of some examples."""
         if self._kept is not None:
             return Block(self._kept.gradients[places], self._kept.rows[places])
-        block, _ = yield from self._look(places)
+        block, _ = yield from self._look(places, Blocks(None))
         return block
 
-    def each(self, use: Callable[[Block], object]) -> Passes[None]:
-        """Hands all examples' rows to a function, block by block."""
-        step = self._step
-        for start in range(0, len(self.train), step):
+    def each(self, use: Callable[[Block], object], progress: Progress | None = None) -> Passes[None]:
+        """Hands all examples' rows to a function, block by block.
+
+        Args:
+            use: the function.
+            progress: how many examples it was handed before, and what it made of them.
+        """
+        step, count = self._step, len(self.train)
+        progress = progress or Progress(Blocks(None), "", {})
+        for start in range(progress.done, count, step):
             use((yield from self.at(slice(start, start + step))))
+            progress.reached(min(start + step, count), finished=start + step >= count)
+
+    def progress(self, label: object, state: Mapping[str, Tensor]) -> Progress:
+        """How far something that is made of all examples' rows has come: kept where these are not in memory.
+
+        Args:
+            label: what it depends on besides the rows.
+            state: what is changed in place.
+        """
+        blocks = self.blocks if self._kept is None else Blocks(None)
+        return Progress(blocks, digest(self._whole, label) if blocks else "", state)
+
+    @cached_property
+    def _whole(self) -> str:
+        """A digest of all that the matrix depends on, for which all examples are read once."""
+        count, step = len(self.train), self._step
+        return digest(self.digest, step, [told(self.train[start : start + step]) for start in range(0, count, step)])
 
     def times(self, vectors: Tensor) -> Passes[Tensor]:
         """The products (k, P) of the curvature with vectors (k, P)."""
@@ -110,22 +153,33 @@ class Curvature:
         """How many examples are looked at together."""
         return max(1, min(LARGEST, BLOCK_BYTES // (8 * self.size * (self.outputs + 1))))
 
-    def _look(self, places: slice | Tensor) -> Passes[tuple[Block, Tensor]]:
+    def _look(self, places: slice | Tensor, blocks: Blocks) -> Passes[tuple[Block, Tensor]]:
         """The rows and the losses of some examples."""
         at = self.train[places]
+        key = digest(self.digest, told(at)) if blocks else ""
+        part: Mapping[str, Tensor] | None = blocks.found(key)
+        if part is None:
+            part = yield from self._rows(at)
+            blocks.keep(key, part)
+        gradients = part["gradients"].to(at.device)
+        rows = part["rows"].to(at.device) if self.outputs else gradients[:, None]
+        return Block(gradients, rows), part["losses"].to(at.device)
+
+    def _rows(self, at: Sample) -> Passes[Mapping[str, Tensor]]:
         targets = [at.target, *(Output(index) for index in range(self.outputs))]
         seen = yield Look(at=at, factors=self.parameters, targets=targets)
         gradients, *jacobian = (factors.written().double() for factors in seen.factors)
         if not self.outputs:
-            return Block(gradients, gradients[:, None]), seen.scores[0]
+            return {"gradients": gradients, "losses": seen.scores[0]}
         rows = torch.stack(jacobian, dim=1)
         assert isinstance(at.target, Loss)
         if at.target.labels.is_floating_point():
             rows = rows * 2**0.5
         else:
-            p = seen.scores[1:].T.double().softmax(dim=1)[..., None]
-            rows = p.sqrt() * (rows - (p * rows).sum(dim=1, keepdim=True))
-        return Block(gradients, rows), seen.scores[0]
+            temperature = at.target.temperature if isinstance(at.target, Softened) else 1.0
+            p = (seen.scores[1:].T.double() / temperature).softmax(dim=1)[..., None]
+            rows = p.sqrt() * (rows - (p * rows).sum(dim=1, keepdim=True)) / temperature
+        return {"gradients": gradients, "rows": rows, "losses": seen.scores[0]}
 
     def gather(self) -> Passes[None]:
         """Looks at all training examples once; what fits in memory is kept.
@@ -135,20 +189,24 @@ class Curvature:
         """
         count, step = len(self.train), self._step
         fits = 8 * self.size * count * (self.outputs + 1) <= PANEL_BYTES
-        blocks, losses, traces, squares = [], [], [], []
-        mean = torch.zeros(())
-        for start in range(0, count, step):
-            block, loss = yield from self._look(slice(start, start + step))
-            losses.append(loss)
-            squares.append(block.gradients.square().sum(dim=1))
-            traces.append(block.rows.square().sum(dim=(1, 2)))
-            mean = mean + block.gradients.sum(dim=0) / count
+        like = self.factors.layers[0].tensors[-1].double()
+        losses, squares, traces, mean = (like.new_zeros(number) for number in (count, count, count, self.size))
+        state = {"losses": losses, "squares": squares, "traces": traces, "mean": mean}
+        progress = Progress(Blocks(None), "", {}) if fits else self.progress("rows", state)
+        blocks = []
+        for start in range(progress.done, count, step):
+            places = slice(start, start + step)
+            block, losses[places] = yield from self._look(places, self.blocks if fits else Blocks(None))
+            squares[places] = block.gradients.square().sum(dim=1)
+            traces[places] = block.rows.square().sum(dim=(1, 2))
+            mean += block.gradients.sum(dim=0) / count
+            progress.reached(min(start + step, count), finished=start + step >= count)
             if fits:
                 blocks.append(block)
         if fits:
             gradients, rows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
             self._kept = Block(gradients, rows if self.outputs else gradients[:, None])
-        self.traces = torch.cat(traces)
+        self.traces = traces
         self.trace = float(self.traces.mean())
         if not math.isfinite(self.trace):
             raise ModelError(
@@ -156,7 +214,7 @@ class Curvature:
                 "outputs for all of them. Look for the examples at which it does not"
             )
         gradient, covered = float(mean.norm()), self.factors.check()
-        self.found = Kernel(torch.empty(0), torch.cat(squares), torch.cat(losses), gradient, covered)
+        self.found = Kernel(torch.empty(0), squares, losses, gradient, covered)
 
 
 def observed(
@@ -165,6 +223,7 @@ def observed(
     parameters: Sequence[str],
     kind: Literal["fisher", "gauss_newton"],
     largest: int | None = None,
+    blocks: Blocks | None = None,
 ) -> Passes[tuple[Tensor, Curvature]]:
     """The queries' gradients (Q, P) and the curvature at the training examples.
 
@@ -174,11 +233,13 @@ def observed(
         parameters: by which parameters, as names with wildcards.
         kind: which curvature.
         largest: of how many parameters at most.
+        blocks: where what is finished is kept, and taken from.
 
     Raises:
         Unsuitable: when the model has more parameters.
     """
-    seen = yield Look(at=queries, outputs=True, factors=parameters)
+    blocks = blocks or Blocks(None)
+    seen = yield Look(at=queries, outputs=True, factors=parameters, digest=bool(blocks))
     check_covered(seen.factors)
     size = seen.factors.numel
     if largest is not None and size > largest:
@@ -187,7 +248,8 @@ def observed(
             f"solver='ek_fac' or 'cg', curvature='fisher', or fewer parameters (at most {largest})"
         )
     outputs = _outputs(seen.outputs, train) if kind == "gauss_newton" else 0
-    curvature = Curvature(train, parameters, outputs, seen.factors)
+    asked = digest(seen.digest, list(parameters), outputs)
+    curvature = Curvature(train, parameters, outputs, seen.factors, blocks, asked)
     yield from curvature.gather()
     return seen.factors.written().double(), curvature
 

@@ -101,10 +101,13 @@ def ek_fac(curvature: Curvature, queries: Tensor, damping: float) -> Passes[Solv
         for layer in layers:
             layer.values += layer.turned(layer.matrices(rows)).square().sum(dim=0) / len(curvature.train)
 
-    yield from curvature.each(moments)
+    def state(*names: str) -> dict[str, Tensor]:
+        return {f"{name} {place}": getattr(layer, name) for place, layer in enumerate(layers) for name in names}
+
+    yield from curvature.each(moments, curvature.progress(("moments", WIDEST), state("left", "right")))
     for layer in layers:
         layer.turn()
-    yield from curvature.each(squares)
+    yield from curvature.each(squares, curvature.progress(("squares", WIDEST), state("values")))
     least, most = min(float(one.values.min()) for one in layers), max(float(one.values.max()) for one in layers)
     if not least + damping > 1e-12 * (most + damping):
         raise ParameterError(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid import Explainer, Influence, Look, Passes, Sample
-from pellucid_influence.data import Training, source, training
+from pellucid import Explainer, Influence, Look, Passes, Sample, Training
+from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
 from pellucid_influence.training import LARGEST, shown
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
-from pellucid import Check, Explainer, Influence, ParameterError, Passes, Sample
+from pellucid import Blocks, Check, Explainer, Influence, ParameterError, Passes, Sample, Training, digest
 from pellucid_influence.curvature import Block, observed
-from pellucid_influence.data import Training, source, training
+from pellucid_influence.data import source, training
 from pellucid_influence.ek_fac import ek_fac
 from pellucid_influence.low_rank import low_rank
 from pellucid_influence.ntk_influence import noise
+from pellucid_influence.softened import Softened
 from pellucid_influence.solvers import LARGEST, conjugate_gradients, explicit, lissa
 from pellucid_influence.training import certificates, inverse, kernel, shown
 
@@ -52,9 +54,19 @@ class InfluenceFunctions(Explainer):
             however many parameters. With half as many as examples it is often as good as the whole, and for as many
             as outputs times examples it is the whole. None writes the matrix out. For the solver "explicit" and
             classifiers of up to some hundred classes.
+        temperature: by which the outputs are divided in the training examples' loss, which is then certified so, and in
+            its curvature. A model that is sure of nearly all its training examples, as it would not be without them,
+            leaves them hardly a gradient; above one they have it back, and two or so often foretells retraining better.
+            The queries' target stays as it is.
         n_steps: of conjugate gradients at most, or of LiSSA.
         batch_size: how many examples a step of LiSSA draws.
         parameters: by which parameters, as names with wildcards.
+        folder: where finished blocks are kept, so that a run that was interrupted goes on where it stood; None keeps
+            none. A block is taken from there only where the model's structure and weights, the queries, their target,
+            the block's examples, the parameters and the settings above are the same to the last bit. Of squares of
+            examples, what a half-finished part is held against is made anew. Of rows of the curvature that do not fit
+            in memory (half a GB) what is made of them is kept, such as the matrix, EK-FAC's moments or the state of
+            conjugate gradients, at most every ten seconds.
     """
 
     train: Any
@@ -62,12 +74,14 @@ class InfluenceFunctions(Explainer):
     solver: Literal["explicit", "cg", "lissa", "ek_fac"] = "explicit"
     damping: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     rank: Annotated[int, Ge(1)] | None = None
+    temperature: Annotated[float, Gt(0)] = 1.0
     n_steps: Annotated[int, Ge(1)] = 200
     batch_size: Annotated[int, Ge(1)] = 32
     parameters: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
+    folder: str | Path | None = None
 
     known_failures: ClassVar[dict[str, str]] = {
-        "looks at no place twice": "a low rank's kernels with the examples and with its rows are computed one by one",
+        "looks at no place twice": "which rows a low rank keeps is known once all training examples were looked at",
     }
 
     def __post_init__(self) -> None:
@@ -89,7 +103,7 @@ class InfluenceFunctions(Explainer):
             cls(train=train),
             cls(train=train, curvature="gauss_newton", damping=0.1),
             cls(train=train, curvature="gauss_newton", rank=24),
-            cls(train=train, solver="cg"),
+            cls(train=train, solver="cg", temperature=2.0),
             cls(train=train, solver="lissa", n_steps=20, batch_size=11),
             cls(train=train, solver="ek_fac"),
         ]
@@ -97,6 +111,8 @@ class InfluenceFunctions(Explainer):
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A forward and a backward pass for each query and example; see `curvature` and `solver` for more."""
         train = training(self.train, sample)
+        if self.temperature != 1:
+            train = replace(train, target=partial(Softened, temperature=self.temperature))
         if self.rank is not None:
             way = self._by_directions
         else:
@@ -108,7 +124,7 @@ class InfluenceFunctions(Explainer):
 
     def _by_kernel(self, sample: Sample, train: Training) -> Passes[tuple[Tensor, Tensor | None, list[Check]]]:
         """The Fisher matrix: (1/N) G^T (damping + G G^T / N)^-1 of N rows is G^T (N damping + G G^T)^-1."""
-        found = yield from kernel(sample, train, self.parameters, own=True)
+        found = yield from kernel(sample, train, self.parameters, own=True, blocks=Blocks(self.folder))
         count = len(train)
         mean = float(found.squares.double().sum()) / count**2
         damping = self._damping(mean)
@@ -121,7 +137,7 @@ class InfluenceFunctions(Explainer):
 
     def _by_directions(self, sample: Sample, train: Training) -> Passes[tuple[Tensor, Tensor | None, list[Check]]]:
         assert self.rank is not None
-        found = yield from low_rank(sample, train, self.parameters, self.rank)
+        found = yield from low_rank(sample, train, self.parameters, self.rank, self.temperature, Blocks(self.folder))
         damping = self._damping(found.mean)
         values, selves, effective = found.solved(damping)
         checks = certificates(found.found, train)
@@ -133,7 +149,8 @@ class InfluenceFunctions(Explainer):
 
     def _by_rows(self, sample: Sample, train: Training) -> Passes[tuple[Tensor, Tensor | None, list[Check]]]:
         largest = LARGEST if self.solver == "explicit" else None
-        queries, curvature = yield from observed(sample, train, self.parameters, self.curvature, largest)
+        blocks = Blocks(self.folder)
+        queries, curvature = yield from observed(sample, train, self.parameters, self.curvature, largest, blocks)
         mean = curvature.trace / curvature.directions
         damping = self._damping(mean)
         if self.solver == "cg":
@@ -143,18 +160,22 @@ class InfluenceFunctions(Explainer):
             solved = yield from lissa(curvature, queries, damping, self.n_steps, self.batch_size, generator)
         else:
             solved = yield from (ek_fac if self.solver == "ek_fac" else explicit)(curvature, queries, damping)
-        values, selves = list[Tensor](), list[Tensor]()
+        values, selves = queries.new_zeros(len(queries), len(train)), queries.new_zeros(len(train))
+        progress = curvature.progress(
+            ("values", self.solver, damping, digest(solved.values)), {"values": values, "selves": selves}
+        )
 
         def held(block: Block) -> None:
-            values.append(-solved.values @ block.gradients.T / len(train))
+            places = slice(progress.done, progress.done + len(block.gradients))
+            values[:, places] = -solved.values @ block.gradients.T / len(train)
             if solved.apply is not None:
-                selves.append((block.gradients * solved.apply(block.gradients)).sum(dim=1) / len(train))
+                selves[places] = (block.gradients * solved.apply(block.gradients)).sum(dim=1) / len(train)
 
-        yield from curvature.each(held)
+        yield from curvature.each(held, progress)
         assert curvature.found is not None
         checks = [*certificates(curvature.found, train), *solved.checks]
         checks += _damped(damping, mean, solved.effective, curvature.size)
-        return torch.cat(values, dim=1), torch.cat(selves) if selves else None, checks
+        return values, selves if solved.apply is not None else None, checks
 
     def _damping(self, mean: float) -> float:
         return SHARE * mean if self.damping == "auto" else float(self.damping)

@@ -11,7 +11,7 @@ from pydantic import InstanceOf
 
 from pellucid import Check, Explainer, Influence, InputError, Look, Passes, Sample, Trainer
 from pellucid_influence.data import training
-from pellucid_influence.training import shown
+from pellucid_influence.training import learnt, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +56,22 @@ class LeaveOneOut(Explainer):
         return [cls(trainer=small_trainer())]
 
     def explain(self, sample: Sample) -> Passes[Influence]:
-        """A training and a forward pass of the queries for each example and seed."""
+        """A training and a forward pass of the queries for each example and seed; one pass of the training examples."""
         train = training(self.trainer.train, sample)
         count = len(self.trainer)
         places = list(range(count)) if self.examples is None else torch.as_tensor(self.examples).tolist()
         values = torch.full((self.n_seeds, len(sample), count), torch.nan).to(sample.inputs)
+        checks: list[Check] = []
         for draw in range(self.n_seeds):
             seed = int(torch.randint(2**62, (), generator=sample.generator("training", draw)))
-            whole = yield Look(at=sample, weights=self.trainer.weights(seed=seed))
+            weights = self.trainer.weights(seed=seed)
+            whole = yield Look(at=sample, weights=weights)
+            if draw == 0:
+                checks += yield from learnt(train, weights)
             for place in places:
                 kept = torch.arange(count) != place
                 without = yield Look(at=sample, weights=self.trainer.weights(kept, seed))
                 values[draw, :, place] = whole.scores - without.scores
-        checks = []
         if self.n_seeds > 1:
             error = values[:, :, places].std(dim=0).mean() / self.n_seeds**0.5
             checks.append(Check.info("standard error", error, "of a value, over trainings from different seeds"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Gt, MinLen
 
-from pellucid import Blocks, Explainer, Influence, ParameterError, Passes, Sample
+from pellucid import Blocks, Explainer, Influence, Passes, Sample
 from pellucid_influence.data import source, training
 from pellucid_influence.surrogate import contributions
 from pellucid_influence.training import certificates, kernel, shown
@@ -49,7 +49,8 @@ class NTKInfluence(Explainer):
         parameters: by which parameters, as names with wildcards.
         folder: where finished blocks are kept, so that a run that was interrupted goes on where it stood; None keeps
             none. A block is taken from there only where the model's structure and weights, the queries, their target,
-            the block's examples and the parameters are the same to the last bit.
+            the block's examples and the parameters are the same to the last bit. Of the surrogate's kernels between
+            training examples, what a half-finished part is held against is made anew.
     """
 
     train: Any
@@ -62,8 +63,6 @@ class NTKInfluence(Explainer):
     def __post_init__(self) -> None:
         super().__post_init__()
         source(self.train)
-        if self.surrogate and self.folder is not None:
-            raise ParameterError("folder is for the tangent kernel alone; the surrogate's blocks are not kept")
 
     @classmethod
     def test_instances(cls) -> list[Explainer]:
@@ -72,11 +71,11 @@ class NTKInfluence(Explainer):
 
     def explain(self, sample: Sample) -> Passes[Influence]:
         """A forward and a backward pass for each query and each training example."""
-        train = training(self.train, sample)
+        train, blocks = training(self.train, sample), Blocks(self.folder)
         if self.surrogate:
-            values, found, fidelity = yield from contributions(sample, train, self.parameters, self.ridge)
+            values, found, fidelity = yield from contributions(sample, train, self.parameters, self.ridge, blocks)
             return Influence(values.to(sample.inputs), checks=[*certificates(found, train), *fidelity], **shown(train))
-        found = yield from kernel(sample, train, self.parameters, blocks=Blocks(self.folder))
+        found = yield from kernel(sample, train, self.parameters, blocks=blocks)
         return Influence(
             -self.learning_rate * found.values,
             self_influence=self.learning_rate * found.squares,

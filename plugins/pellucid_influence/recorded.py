@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from pellucid import Trainer, Unsuitable
+from pellucid import Blocks, Trainer, Unsuitable, digest
+from pellucid_influence.progress import Progress
 
 CHUNK = 32
 """How many queries are carried back together: each takes the memory of a training step's graph."""
@@ -22,12 +23,17 @@ State = list[Tensor]
 class Recorded:
     """One run of a trainer, with the states at about the square root of its steps; the others are made again.
 
+    Args:
+        trainer: the recipe and the training data.
+        seed: the run's.
+        blocks: where the states, and how far the way back has come, are kept and taken from.
+
     Attributes:
         weights: the parameters and buffers in the end, by name.
     """
 
-    def __init__(self, trainer: Trainer, seed: int) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, seed: int, blocks: Blocks) -> None:
+        self.trainer, self._blocks = trainer, blocks
         self.model = trainer.model(seed).train().requires_grad_(True)
         self.names = [name for name, _ in self.model.named_parameters()]
         self.batches = list(trainer.batches(seed))
@@ -36,27 +42,36 @@ class Recorded:
         state = [parameter.detach().clone() for parameter in self.model.parameters()]
         slots = {"adam": 2, "sgd": int(trainer.momentum != 0)}[trainer.optimizer]
         state += [torch.zeros_like(parameter) for _ in range(slots) for parameter in state]
+        every = torch.ones(len(trainer), dtype=torch.bool)
+        self._key = trainer.digest(self.model, every, seed) if blocks else ""
         self._kept: list[tuple[State, Tensor]] = []
         with _training():
             torch.manual_seed(seed)
-            for number in range(len(self.batches)):
-                if number % self.stride == 0:
-                    self._kept.append((state, torch.get_rng_state()))
-                state = self._step(state, number)
-        moved = [
-            not torch.equal(before, after)
-            for before, after in zip(buffers, self.model.buffers(), strict=True)
-            if after.is_floating_point()
-        ]
-        if any(moved):
-            raise Unsuitable(
-                "training changes the model's buffers, such as BatchNorm's statistics, through which no derivative "
-                "goes; expected a model without them, such as one with GroupNorm"
-            )
+            for start in range(0, len(self.batches), self.stride):
+                self._kept.append((state, torch.get_rng_state()))
+                state = self._stretch(state, start, buffers)
         with torch.no_grad():
             for parameter, value in zip(self.model.parameters(), state, strict=False):
                 parameter.copy_(value)
         self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def _stretch(self, state: State, start: int, buffers: Sequence[Tensor]) -> State:
+        """The state at the end of a stretch, as it was kept or by its steps, and torch's random state then."""
+        key = digest(self._key, start, self.stride) if self._blocks else ""
+        if (known := self._blocks.found(key)) is not None:
+            torch.set_rng_state(known["random"])
+            return [known[str(place)].to(one.device) for place, one in enumerate(state)]
+        for number in range(start, min(start + self.stride, len(self.batches))):
+            state = self._step(state, number)
+        for before, after in zip(buffers, self.model.buffers(), strict=True):
+            if after.is_floating_point() and not torch.equal(before, after):
+                raise Unsuitable(
+                    "training changes the model's buffers, such as BatchNorm's statistics, through which no derivative "
+                    "goes; expected a model without them, such as one with GroupNorm"
+                )
+        random = torch.get_rng_state()
+        self._blocks.keep(key, {"random": random, **{str(place): one for place, one in enumerate(state)}})
+        return state
 
     def derivative(self, gradients: Sequence[Tensor]) -> Tensor:
         """The derivatives of scores of the trained model by the weight of each example in the training, (Q, N).
@@ -68,15 +83,22 @@ class Recorded:
         """
         trainer, count = self.trainer, len(gradients[0])
         found = gradients[0].new_zeros(count, len(trainer))
-        carried = [*gradients]
+        carried = [gradient.clone() for gradient in gradients]
         for _ in range(len(self._kept[0][0]) // len(self.names) - 1) if self._kept else ():
             carried += [torch.zeros_like(gradient) for gradient in gradients]
+        key = digest(self._key, self.stride, "back", list(gradients)) if self._blocks else ""
+        state = {"found": found, **{str(place): one for place, one in enumerate(carried)}}
+        progress, count = Progress(self._blocks, key, state), len(self._kept)
         with _training():
-            for place in reversed(range(len(self._kept))):
-                for number, state, random in reversed(self._again(place)):
+            for place in reversed(range(count - progress.done)):
+                after = carried
+                for number, before, random in reversed(self._again(place)):
                     torch.set_rng_state(random)
-                    *carried, weights = self._back(state, number, carried)
+                    *after, weights = self._back(before, number, after)
                     found[:, self.batches[number]] += weights
+                for one, other in zip(carried, after, strict=True):
+                    one.copy_(other)
+                progress.reached(count - place, finished=place == 0)
         return found
 
     def _again(self, place: int) -> list[tuple[int, State, Tensor]]:

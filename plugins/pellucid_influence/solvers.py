@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid import Check, Passes
+from pellucid import Check, Passes, digest
 from pellucid_influence.curvature import Block, Curvature
 from pellucid_influence.training import inverse
 
@@ -45,7 +45,7 @@ def explicit(curvature: Curvature, queries: Tensor, damping: float) -> Passes[So
         rows = block.rows.flatten(0, 1)
         hessian.addmm_(rows.T, rows, alpha=1 / len(curvature.train))
 
-    yield from curvature.each(add)
+    yield from curvature.each(add, curvature.progress("explicit", {"hessian": hessian}))
     inner = inverse(hessian, damping)
     return Solved(queries @ inner, float((inner * hessian).sum()), lambda vectors: vectors @ inner)
 
@@ -55,18 +55,22 @@ def conjugate_gradients(curvature: Curvature, queries: Tensor, damping: float, n
     values, residual = torch.zeros_like(queries), queries.clone()
     direction, square = residual.clone(), residual.square().sum(dim=1)
     limit = CONVERGED**2 * square
-    taken = 0
-    while taken < n_steps and bool((square > limit).any()):
+    state = {"values": values, "residual": residual, "direction": direction, "square": square}
+    progress = curvature.progress(("cg", damping, n_steps, digest(queries)), state)
+    while progress.done < n_steps and bool((square > limit).any()):
         curved = (yield from curvature.times(direction)) + damping * direction
         bend = (direction * curved).sum(dim=1)
         # A query that is solved, or whose direction the curvature does not see, stays where it is.
         step = torch.where((square > limit) & (bend > 0), square / bend, 0)[:, None]
         values += step * direction
         residual -= step * curved
-        before, square = square, residual.square().sum(dim=1)
-        direction = residual + torch.where(before > 0, square / before, 0)[:, None] * direction
-        taken += 1
-    return Solved(values, checks=(_residual(residual, queries, f"after {taken} steps of conjugate gradients"),))
+        before = square.clone()
+        square.copy_(residual.square().sum(dim=1))
+        direction.mul_(torch.where(before > 0, square / before, 0)[:, None]).add_(residual)
+        progress.reached(progress.done + 1)
+    progress.reached(progress.done, finished=True)
+    note = f"after {progress.done} steps of conjugate gradients; more steps or a greater damping lower it"
+    return Solved(values, checks=(_residual(residual, queries, note),))
 
 
 def lissa(
@@ -82,16 +86,21 @@ def lissa(
     batch_size = min(batch_size, count)
     scale = damping + float(curvature.traces.topk(batch_size).values.mean())
     values, total = queries / scale, torch.zeros_like(queries)
+    label = "lissa", damping, n_steps, batch_size, generator.initial_seed(), digest(queries)
+    progress = curvature.progress(label, {"values": values, "total": total})
     for step in range(n_steps):
+        chosen = torch.randperm(count, generator=generator)[:batch_size].to(queries.device)
+        if step < progress.done:
+            continue
         if batch_size == count:
             curved = yield from curvature.times(values)
         else:
-            chosen = torch.randperm(count, generator=generator)[:batch_size].to(queries.device)
             rows = (yield from curvature.at(chosen)).rows.flatten(0, 1)
             curved = values @ rows.T @ rows / batch_size
-        values = values + (queries - curved - damping * values) / scale
+        values += (queries - curved - damping * values) / scale
         if step >= n_steps // 2:
             total += values
+        progress.reached(step + 1, finished=step + 1 == n_steps)
     values = total / (n_steps - n_steps // 2)
     residual = queries - (yield from curvature.times(values)) - damping * values
     note = f"after {n_steps} steps of LiSSA at a scale of {scale:.3g}; more steps or a greater damping lower it"

@@ -9,9 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pellucid import Check, Look, ModelError, Passes, Sample, Target, TargetError
+from pellucid import Blocks, Check, Look, ModelError, Passes, Sample, Target, TargetError, Training
 from pellucid_influence.curvature import Output
-from pellucid_influence.data import Training
 from pellucid_influence.training import LARGEST, Kernel, inverse, kernel
 
 ENOUGH = 30
@@ -19,7 +18,7 @@ ENOUGH = 30
 
 
 def contributions(
-    sample: Sample, train: Training, parameters: Sequence[str], ridge: float
+    sample: Sample, train: Training, parameters: Sequence[str], ridge: float, blocks: Blocks
 ) -> Passes[tuple[Tensor, Kernel, list[Check]]]:
     """What each training example adds to the surrogate's logit of the target's class, (Q, N), and its fidelity.
 
@@ -37,13 +36,13 @@ def contributions(
     if not isinstance(seen.outputs, Tensor) or seen.outputs.dim() != 2:
         raise ModelError("the surrogate needs a model that returns a tensor (B, classes)")
     wanted, classes = _centred(seen.outputs), seen.classes.to(seen.outputs.device)
-    found = yield from kernel(sample, train, parameters)
+    found = yield from kernel(sample, train, parameters, blocks=blocks)
     trained = []
     for start in range(0, len(train), LARGEST):
         trained.append(_centred((yield Look(at=train[start : start + LARGEST], outputs=True)).outputs))
     learnt = torch.cat(trained)
-    features, own = yield from _traces(sample, train, parameters, wanted.shape[1])
-    inner = inverse(own, ridge * float(own.diagonal().mean()))
+    features, own = yield from _traces(sample, train, parameters, wanted.shape[1], blocks)
+    inner = inverse(own, ridge * float(own.diagonal().mean()), "ridge")
     bias = learnt.mean(dim=0)
     weights = inner @ (learnt - bias)
     if len(sample) >= ENOUGH:
@@ -60,13 +59,19 @@ def _centred(outputs: Tensor) -> Tensor:
     return outputs.double() - outputs.double().mean(dim=1, keepdim=True)
 
 
-def _traces(sample: Sample, train: Training, parameters: Sequence[str], classes: int) -> Passes[tuple[Tensor, Tensor]]:
+def _traces(
+    sample: Sample, train: Training, parameters: Sequence[str], classes: int, blocks: Blocks
+) -> Passes[tuple[Tensor, Tensor]]:
     """The tangent kernel's trace over the outputs, (Q, N) and (N, N)."""
     between, own = torch.zeros(()), torch.zeros(())
     for index in range(classes):
         target: Target = Output(index)
         found = yield from kernel(
-            replace(sample, target=target), replace(train, target=partial(_same, target)), parameters, own=True
+            replace(sample, target=target),
+            replace(train, target=partial(_same, target)),
+            parameters,
+            own=True,
+            blocks=blocks,
         )
         between, own = between + found.values.double(), own + found.own.double()
     return between, own

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, MinLen
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid import (
+    Blocks,
     Check,
     Explainer,
     Factor,
@@ -25,8 +27,10 @@ from pellucid import (
     Score,
     Target,
     TargetError,
+    Training,
+    digest,
 )
-from pellucid_influence.data import Training, source, training
+from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
 from pellucid_influence.training import (
     LOOK,
@@ -38,6 +42,7 @@ from pellucid_influence.training import (
     kernel,
     shown,
     some,
+    told,
 )
 
 SHARE = 0.3
@@ -93,6 +98,10 @@ class TRAK(Explainer):
         ridge: what is added to the kernel's eigenvalues; `"auto"` takes 0.3 of their mean.
         parameters: by which parameters, as names with wildcards.
         draw: which of the random projections is taken; it does not depend on the seed.
+        folder: where finished blocks are kept, so that a run that was interrupted goes on where it stood; None keeps
+            none. A block is taken from there only where the models' structure and weights, the queries, their target,
+            the block's examples, the parameters and the projection are the same to the last bit. Of the exact kernel,
+            what a half-finished part is held against is made anew: as many training examples as fit in memory.
     """
 
     train: Any
@@ -101,6 +110,7 @@ class TRAK(Explainer):
     ridge: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     parameters: Annotated[tuple[str, ...], MinLen(1)] = ("*",)
     draw: Annotated[int, Ge(0)] = 0
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,21 +151,42 @@ class TRAK(Explainer):
         return SHARE * trace / size if self.ridge == "auto" else float(self.ridge)
 
     def _exact(self, sample: Sample, train: Training, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
-        found = yield from kernel(sample, train, self.parameters, state, own=True)
+        found = yield from kernel(sample, train, self.parameters, state, own=True, blocks=Blocks(self.folder))
         ridge = self._ridge(float(found.squares.double().sum()), len(train))
-        inner = inverse(found.own, ridge)
+        inner = inverse(found.own, ridge, "ridge")
         return found.values.double() @ inner, 1 - ridge * inner.diagonal(), found
 
     def _projected(self, sample: Sample, train: Training, state: Any) -> Passes[tuple[Tensor, Tensor, Kernel]]:
         assert self.projection is not None
-        sketch = Sketch(self.projection, self.draw)
-        queries, *_ = yield from sketch.of(sample, self.parameters, state)
-        features, scores, squares, covered = yield from sketch.of(train, self.parameters, state)
+        sketch = Sketch(self.projection, self.draw, self.parameters, state, Blocks(self.folder))
+        queries = yield from sketch.of(sample)
+        seen = yield from sketch.of(train, queries)
+        features = seen.features
         covariance = features.T @ features
         ridge = self._ridge(float(covariance.trace()), min(len(train), self.projection))
-        moved = features @ inverse(covariance, ridge)
-        found = Kernel(queries @ features.T, squares, scores, None, covered)
-        return queries @ moved.T, (features * moved).sum(dim=1), found
+        moved = features @ inverse(covariance, ridge, "ridge")
+        found = Kernel(queries.features @ features.T, seen.squares, seen.scores, None, seen.covered)
+        return queries.features @ moved.T, (features * moved).sum(dim=1), found
+
+
+class Sketched(NamedTuple):
+    """What a sketch keeps of examples.
+
+    Attributes:
+        features: (n, size) the projected gradients of the scores, in double precision.
+        scores: (n,).
+        squares: (n,) the squared norms of the gradients.
+        covered: the certificate of the parameters that are left out.
+        step: how many examples are looked at together.
+        digest: of the model, where blocks are kept.
+    """
+
+    features: Tensor
+    scores: Tensor
+    squares: Tensor
+    covered: Check
+    step: int
+    digest: str
 
 
 @dataclass(eq=False)
@@ -165,28 +196,50 @@ class Sketch:
     Attributes:
         size: how many sums.
         draw: which of the random projections.
+        parameters: of which parameters' gradients, as names with wildcards.
+        weights: those of another model in place of the model's own.
+        blocks: where finished blocks are kept, and taken from.
     """
 
     size: int
     draw: int
+    parameters: Sequence[str]
+    weights: Mapping[str, Tensor] | None
+    blocks: Blocks
     _drawn: dict[tuple[str, ...], list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
-    def of(
-        self, sample: Sample | Training, parameters: Sequence[str], weights: Any
-    ) -> Passes[tuple[Tensor, Tensor, Tensor, Check]]:
-        """The projected gradients (n, size) of a sample's scores, the scores, squared norms, and what is left out."""
-        parts, scores, squares, covered = [], [], [], Check.info("")
-        step, start = LOOK, 0
-        while start < len(sample):
-            stop = min(len(sample), start + step)
-            seen = yield Look(at=some(sample, start, stop), factors=parameters, weights=weights)
-            check_covered(seen.factors)
-            parts.append(self.projected(seen.factors))
-            scores.append(seen.scores)
-            squares.append(seen.factors.squares())
-            covered = seen.factors.check()
-            start, step = stop, min(LOOK, block_rows(seen.factors))
-        return torch.cat(parts), torch.cat(scores), torch.cat(squares), covered
+    def of(self, examples: Sample | Training, queries: Sketched | None = None) -> Passes[Sketched]:
+        """The sketch of the queries, or, once theirs is known, that of training examples, in blocks that are kept."""
+        parts: list[Mapping[str, Tensor]] = []
+        step, model, start = (queries.step, queries.digest, 0) if queries else (LOOK, "", 0)
+        covered = queries.covered if queries else Check.info("")
+        blocks = self.blocks if queries else Blocks(None)
+        device = examples.device if isinstance(examples, Sample) else examples.queries.device
+        while start < len(examples):
+            sample = some(examples, start, min(len(examples), start + step))
+            key = digest(model, self.size, self.draw, list(self.parameters), told(sample)) if blocks else ""
+            if (part := blocks.found(key)) is None:
+                asks = bool(self.blocks) and not model
+                seen = yield Look(at=sample, factors=self.parameters, weights=self.weights, digest=asks)
+                check_covered(seen.factors)
+                part = {
+                    "features": self.projected(seen.factors),
+                    "scores": seen.scores,
+                    "squares": seen.factors.squares(),
+                }
+                blocks.keep(key, part)
+                if not queries:
+                    covered, step, model = (
+                        seen.factors.check(),
+                        min(LOOK, block_rows(seen.factors)),
+                        model or seen.digest,
+                    )
+            parts.append(part)
+            start += len(sample)
+        features, scores, squares = (
+            torch.cat([part[name].to(device) for part in parts]) for name in ("features", "scores", "squares")
+        )
+        return Sketched(features, scores, squares, covered, step, model)
 
     def projected(self, factors: Factors) -> Tensor:
         """(n, size) of factors, layer by layer, in double precision."""

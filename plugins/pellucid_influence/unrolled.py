@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,11 +11,11 @@ from annotated_types import MinLen
 from pydantic import InstanceOf
 from torch import nn
 
-from pellucid import Check, Explainer, Influence, Look, ParameterError, Passes, Sample, Trainer, Unsuitable
+from pellucid import Blocks, Check, Explainer, Influence, Look, ParameterError, Passes, Sample, Trainer, Unsuitable
 from pellucid_influence.data import training
 from pellucid_influence.leave_one_out import small_trainer
 from pellucid_influence.recorded import Recorded
-from pellucid_influence.training import check_covered, shown
+from pellucid_influence.training import check_covered, learnt, shown
 
 ALIKE = 1e-3
 """How far, as a share of the greatest, the trained model's scores may be from those of the explained one."""
@@ -40,10 +41,15 @@ class Unrolled(Explainer):
         trainer: the recipe and the training data, with the optimizer "sgd" or "adam"; its models must have the
             explained model's parameters.
         seeds: those of the trainings whose derivatives are averaged; that with which the explained model was trained.
+        folder: where states of the training are kept, and how far the way back has come, at most every ten seconds, so
+            that a run that was interrupted goes on where it stood; None keeps none. They are taken from there only
+            where the first weights, the model's structure, the data, the seed and the trainer's settings, and on the
+            way back the queries and their target, are the same to the last bit; the model's code is not compared.
     """
 
     trainer: InstanceOf[Trainer]
     seeds: Annotated[tuple[int, ...], MinLen(1)] = (0,)
+    folder: str | Path | None = None
 
     known_failures: ClassVar[dict[str, str]] = {
         "does not hide a score that is not a number": "the models that are looked at are trained anew",
@@ -78,9 +84,9 @@ class Unrolled(Explainer):
         train = training(self.trainer.train, sample)
         own = yield Look(at=sample)
         values = torch.zeros(len(sample), len(self.trainer)).to(sample.inputs)
-        scores = torch.zeros_like(own.scores)
+        scores, checks = torch.zeros_like(own.scores), list[Check]()
         for seed in self.seeds:
-            run = Recorded(self.trainer, seed)
+            run = Recorded(self.trainer, seed, Blocks(self.folder))
             seen = yield Look(at=sample, factors=("*",), weights=run.weights)
             check_covered(seen.factors)
             if seen.factors.uncovered:
@@ -95,10 +101,11 @@ class Unrolled(Explainer):
             ]
             values += run.derivative(gradients).to(values) / len(self.seeds)
             scores = scores + seen.scores / len(self.seeds)
+            if seed == self.seeds[0]:
+                checks += yield from learnt(train, run.weights)
         far = float((scores - own.scores).abs().max() / own.scores.abs().max().clamp_min(1e-12))
         note = (
             "between the scores of the recipe's models, averaged, and the explained model's, as a share of the latter"
         )
-        return Influence(
-            values, checks=[Check.bound("distance of the trained model", far, ALIKE, note)], **shown(train)
-        )
+        checks = [Check.bound("distance of the trained model", far, ALIKE, note), *checks]
+        return Influence(values, checks=checks, **shown(train))

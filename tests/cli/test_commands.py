@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pellucid import cli, load
+from pellucid import Look, cli, load, technique
 
 MODEL = "python:net_of_commands:make"
 
@@ -114,6 +114,7 @@ def test_a_damaged_picture_in_a_folder_is_skipped_and_reported(place, call):
         (("one.png", "--technique", ","), "--technique"),
         (("one.png", "--technique", "pca"), "projector"),
         (("one.png", "--technique", "saliency", "--layer", "0"), "--layer"),
+        (("one.png", "--technique", "grad_cam,hires_cam", "--layer", "relu"), "no layer 'relu'"),
         (("none.png",), "none.png"),
         (("photos/torn.png",), "torn.png"),
         (("demo:nothing",), "nothing"),
@@ -168,10 +169,36 @@ def test_run_prints_json(place, call):
     assert Path(told["report"]) == Path("results/report.html")
 
 
-def test_a_step_that_fails_gives_1_and_the_others_results(place, call):
-    (place / "mine.yaml").write_text(PIPELINE + "  cam: {use: grad_cam, layer: nowhere}\n")
+@pytest.mark.parametrize(
+    ("stopped", "method", "said"),
+    [
+        ("pixel_flipping", "evaluate", "interrupted. s had finished; see 'mine'\n"),
+        ("saliency", "explain", "interrupted. nothing had finished\n"),
+    ],
+)
+def test_ctrl_c_tells_what_had_finished_and_where_it_is(place, call, monkeypatch, stopped, method, said):
+    def stops(self, sample, *of):
+        yield Look(at=sample)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(technique(stopped).load(), method, stops)
+    (place / "mine.yaml").write_text(PIPELINE)
+    assert call("run", "mine.yaml") == (130, "", said)
+    assert (place / "mine" / "s.safetensors").is_file() == (stopped != "saliency")
+    assert json.loads((place / "mine" / "run.json").read_text())["interrupted"]
+
+
+@pytest.mark.parametrize(("layer", "expected"), [("nowhere", 2), ("auto", 1)])
+def test_a_step_that_fails_gives_the_others_results_and_1_or_2_for_a_mistake(place, call, monkeypatch, layer, expected):
+    def breaks(self, sample):
+        yield Look(at=sample)
+        raise ZeroDivisionError("the technique broke")
+
+    if expected == 1:
+        monkeypatch.setattr(technique("grad_cam").load(), "explain", breaks)
+    (place / "mine.yaml").write_text(PIPELINE + f"  cam: {{use: grad_cam, layer: {layer}}}\n")
     code, out, err = call("run", "mine.yaml", "--json")
-    assert code == 1
+    assert code == expected
     assert "step 'cam' failed" in err
     told = json.loads(out)
     assert {name: step["status"] for name, step in told["steps"].items()} == {

@@ -150,7 +150,7 @@ def test_every_command_has_its_module():
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "interrupted."),
-        (pellucid.Interrupted({"one": 1}), 130, "interrupted. interrupted; 1 finished results are kept in `results`"),
+        (pellucid.Interrupted({"one": 1}), 130, "interrupted."),
         (PermissionError(13, "Permission denied", "x.html"), 2, "error: [Errno 13] Permission denied: 'x.html'"),
         (pellucid.InputError("wrong\nrank"), 2, "error: wrong rank"),
         (RuntimeError("bug"), 1, "internal error: RuntimeError: bug (PELLUCID_DEBUG=1 shows where)"),

@@ -133,6 +133,23 @@ def test_parts_take_inputs_targets_and_extras_along(chosen, expected):
     assert (len(part), part.seed) == (len(expected), 4)
 
 
+def test_going_through_a_sample_in_parts():
+    one = Sample(
+        images(), ClassLogit(torch.tensor([0, 1, 0])), frame=Frame(lambda *_: ((), {}), {"mask": torch.arange(3)})
+    )
+    part = one.part(1, 3)
+    assert part.inputs.equal(images()[1:])
+    assert part.target.classes.tolist() == [1, 0]
+    assert part.frame.extras["mask"].tolist() == [1, 2]
+    assert one.part(0, 3) is one  # whose passes are shared
+    assert one.part(0, 9) is one
+    assert len(one.part(2, 9)) == 1
+    assert one.held is one.inputs
+    predicted = Sample(images(), ClassLogit())
+    assert predicted.part(1, 2).target.base(predicted.part(1, 2)) is not predicted  # no pass of the whole for a part
+    assert predicted[1:2].target.base(predicted[1:2]) is predicted
+
+
 def test_parts_of_several_inputs():
     part = several()[1:]
     assert len(part) == 2

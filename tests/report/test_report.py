@@ -168,6 +168,13 @@ def test_what_is_no_map_gets_a_figure(made, tmp_path):
     assert all(source.startswith("data:image/") for source in images)
 
 
+def test_the_title_names_the_model_without_its_options(made, tmp_path):
+    adapter = pellucid.Adapter(nn.Linear(2, 2), name="python:nets.py:small?weights=small.safetensors")
+    results = made[1]
+    page = write_report(tmp_path / "r.html", results=results, adapter=adapter).read_text(encoding="utf-8")
+    assert "<title>What python:nets.py:small looks at</title>" in page
+
+
 def test_a_report_that_cannot_be_written_is_one_clear_error(made, tmp_path):
     with pytest.raises(SavedFileError, match="cannot write the report"):
         write_report(tmp_path / "none" / "r.html", results=made[1])

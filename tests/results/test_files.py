@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -121,6 +123,17 @@ def test_an_unwritable_place_says_so_and_leaves_nothing(tmp_path):
     with pytest.raises(SavedFileError, match="cannot write"):
         attribution().save(tmp_path / "taken")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "taken.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_others_may_read_a_file_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = attribution().save(tmp_path / "x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):

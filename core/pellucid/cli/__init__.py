@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pellucid.errors import PellucidError, nearest
+from pellucid.errors import Interrupted, PellucidError, nearest
 
 COMMANDS = {
     "demo": "explain photos by a real network and write a report, offline",
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _run(sys.argv[1:] if arguments is None else [*arguments])
         sys.stdout.flush()
     except KeyboardInterrupt as error:
-        _fail(f"interrupted. {error}", 130, error)
+        # What an `Interrupted` holds is for programs; commands that keep results say where.
+        _fail("interrupted." if isinstance(error, Interrupted) else f"interrupted. {error}", 130, error)
     except BrokenPipeError:
         # The reader of a pipe, such as `head`, has gone; what is left in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pellucid.errors import (
+    InputError,
+    Interrupted,
+    LayerError,
+    ParameterError,
+    TargetError,
+    Unavailable,
+    Unsuitable,
+)
 from pellucid.pipeline.result import PipelineResult
 from pellucid.results import Scores
 
@@ -13,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_INPUTS = 12
 """So many inputs' predictions are printed."""
+MISTAKES = (InputError, LayerError, ParameterError, TargetError, Unavailable, Unsuitable)
+"""What a step fails with where it asks for something that there is not."""
 
 
 def summary(result: PipelineResult) -> dict[str, Any]:
@@ -77,6 +91,27 @@ def tell_problems(result: PipelineResult) -> None:
         print(f"step '{name}' was skipped: {reason}", file=sys.stderr)
     for note in result.notes:
         print(note, file=sys.stderr)
+
+
+@contextmanager
+def telling_what_finished(folder: Path) -> Iterator[None]:
+    """At Ctrl-C, says which steps had finished and where their results are.
+
+    Raises:
+        KeyboardInterrupt: with that.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        done = ", ".join(stop.results)
+        raise KeyboardInterrupt(f"{done} had finished; see '{folder}'" if done else "nothing had finished") from stop
+
+
+def exit_code(result: PipelineResult) -> int:
+    """0 where every step gave its result; 2 where only a user's mistakes failed, such as a layer's name; else 1."""
+    if result.ok:
+        return 0
+    return 2 if result.errors and all(isinstance(error, MISTAKES) for error in result.errors.values()) else 1
 
 
 def _table(result: PipelineResult) -> Table:

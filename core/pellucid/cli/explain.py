@@ -39,11 +39,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Explain what a model says of images or texts: a picture and a file for each technique; 1 if one fails."""
-    from pellucid.cli._tables import show, summary, tell_problems
+    """Explain what a model says of images or texts: a picture and a file for each technique.
+
+    Where a technique fails the others' results are kept, and it exits with 1; with 2 if what was asked is not there.
+    """
+    from pellucid.cli._tables import MISTAKES, exit_code, show, summary, tell_problems, telling_what_finished
     from pellucid.pipeline import Pipeline
 
-    result = Pipeline(description(options)).run(options.out, trust=options.trust)
+    with telling_what_finished(options.out):
+        result = Pipeline(description(options)).run(options.out, trust=options.trust)
+    mistake = next(iter(result.errors.values()), None)
+    if isinstance(mistake, MISTAKES) and not result.results:
+        raise mistake  # nothing to show: one line, as for any other mistake
     tell_problems(result)
     pictures = _draw(result.explanations, options.out)
     if options.json:
@@ -52,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         show(result)
         for path in [*pictures, *filter(None, [result.report])]:
             print(path)
-    return 0 if result.ok else 1
+    return exit_code(result)
 
 
 def description(options: argparse.Namespace) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run a pipeline from a YAML file: results, scores, a report and run.json go to a folder; 1 if a step fails."""
+    """Run a pipeline from a YAML file: results, scores, a report and run.json go to a folder.
+
+    Where a step fails the others' results are kept, and it exits with 1; with 2 if what it asked for is not there.
+    """
     from pellucid.pipeline import Pipeline
 
     pipeline = Pipeline.from_yaml(options.pipeline)
@@ -34,9 +37,10 @@ def run(options: argparse.Namespace) -> int:
 
 def execute(pipeline: Pipeline, out: Path, *, as_json: bool, trust: bool = False) -> int:
     """Runs a pipeline with bars on a terminal, prints what it gave, and returns the exit code."""
-    from pellucid.cli._tables import show, summary, tell_problems
+    from pellucid.cli._tables import exit_code, show, summary, tell_problems, telling_what_finished
 
-    result = pipeline.run(out, trust=trust)
+    with telling_what_finished(out):
+        result = pipeline.run(out, trust=trust)
     tell_problems(result)
     if as_json:
         print(json.dumps(summary(result), indent=2, default=str))
@@ -47,4 +51,4 @@ def execute(pipeline: Pipeline, out: Path, *, as_json: bool, trust: bool = False
         for page in result.pages.values():
             print(f"Map: {page}")
         print(f"Report: {result.report}" if result.report is not None else f"Results: {result.folder}")
-    return 0 if result.ok else 1
+    return exit_code(result)

@@ -25,7 +25,7 @@ def digest(*parts: Any) -> str:
     def add(part: Any) -> None:
         if isinstance(part, Tensor):
             found.update(f"tensor {tuple(part.shape)} {part.dtype}".encode())
-            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            found.update(raw(part))
         elif isinstance(part, Mapping):
             add(sorted(part))
             for name in sorted(part):
@@ -39,6 +39,11 @@ def digest(*parts: Any) -> str:
 
     add(parts)
     return found.hexdigest()
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 class Blocks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from pellucid.errors import ProtocolError
@@ -38,6 +38,18 @@ class Evaluator(Parametrised, ABC):
     @abstractmethod
     def evaluate(self, sample: Sample, explanation: Any) -> Passes[Scores] | Scores:
         """Yields looks at the sample and returns the explanation's scores, one for each example."""
+
+    def controls(self, explanation: Any, seed: int) -> Mapping[str, Any]:
+        """Controls for explanations that the usual ones are not like, by name: explainers, or results; by default none.
+
+        Attributions and maps of points are scored beside all techniques tagged "control". What answers otherwise, such
+        as an influence, is held against what the evaluator makes of the data that it knows.
+
+        Args:
+            explanation: the first of those that are scored, of whatever kind.
+            seed: every random draw depends on it and on nothing else.
+        """
+        return {}
 
 
 class Projector(Parametrised, ABC):

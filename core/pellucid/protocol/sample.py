@@ -88,16 +88,32 @@ class Sample:
 
     def __getitem__(self, examples: int | slice | Sequence[int] | Tensor) -> Sample:
         """Some of the examples, as a sample of their own with the same target."""
-        chosen = torch.arange(len(self))[examples].reshape(-1)
-        extras = {name: extra[chosen.to(extra.device)] for name, extra in self.frame.extras.items()}
+        return self._picked(torch.arange(len(self))[examples].reshape(-1), self.target.fixed_by(self))
+
+    def part(self, start: int, stop: int) -> Sample:
+        """The examples from one place to before another; of all, the sample itself, whose passes others share.
+
+        Predicted classes are those at the part. For those of `sample[start:stop]` the whole sample is looked at, which
+        is one pass more where a technique goes through it part by part.
+        """
+        whole = start <= 0 and stop >= len(self)
+        return self if whole else self._picked(torch.arange(len(self))[start:stop], self.target)
+
+    def _picked(self, places: Tensor, target: Target) -> Sample:
+        extras = {name: extra[places.to(extra.device)] for name, extra in self.frame.extras.items()}
         return Sample(
-            each(lambda leaf: leaf[chosen.to(leaf.device)], self.inputs),
-            self.target.fixed_by(self).picked(chosen),
+            each(lambda leaf: leaf[places.to(leaf.device)], self.inputs),
+            target.picked(places),
             self.seed,
             self.mean,
             self.std,
             replace(self.frame, extras=extras),
         )
+
+    @property
+    def held(self) -> Any:
+        """The inputs where they are in memory; None where examples are read as they are looked at, see `Streamed`."""
+        return self.inputs
 
     @property
     def device(self) -> torch.device:
@@ -208,6 +224,35 @@ class Sample:
                 ) from None
 
         return each(fit, self.inputs, spec)
+
+    def references(self, data: Any) -> tuple[Any, int]:
+        """Reference data in the form of the inputs, such as a distribution of baselines, and how many rows they have.
+
+        Args:
+            data: a tensor (or `Leaves`) (R, ...) with rows that broadcast to an input's.
+
+        Raises:
+            ParameterError: for no rows, rows that do not fit, or values that are not finite.
+        """
+
+        def fit(leaf: Tensor, given: Any) -> Tensor:
+            if not isinstance(given, Tensor) or given.dim() == 0 or len(given) == 0:
+                raise ParameterError("the baselines are no reference data (R, ...) of at least one row for every input")
+            if not bool(torch.isfinite(given).all()):
+                raise ParameterError("the baselines have values that are not finite (NaN or infinity)")
+            try:
+                return given.to(leaf).expand(len(given), *leaf.shape[1:])
+            except RuntimeError:
+                raise ParameterError(
+                    f"the baselines have shape {tuple(given.shape)}; expected (R, ...) with rows that broadcast to "
+                    f"{tuple(leaf.shape[1:])}"
+                ) from None
+
+        found = each(fit, self.inputs, data)
+        sizes = {len(leaf) for leaf in (found.values() if isinstance(found, Leaves) else [found])}
+        if len(sizes) > 1:
+            raise ParameterError(f"the baselines have {sorted(sizes)} rows; expected the same number for every input")
+        return found, sizes.pop()
 
     def derived(self, n: int, make: Make, *, key: Any = None) -> Derived:
         """`n` draws of every example, made lazily by a function of the rows.

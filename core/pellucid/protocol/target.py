@@ -292,14 +292,14 @@ class Loss(Target):
         if labels.is_floating_point():
             if logits.numel() != labels.numel():
                 raise TargetError(
-                    f"the labels are {tuple(self.labels.shape[1:])} for each example; the model gives "
-                    f"{tuple(logits.shape[1:])}"
+                    f"the labels are of a floating type, {tuple(self.labels.shape[1:])} for each; the model gives "
+                    f"{tuple(logits.shape[1:])}. Expected as many values, or class indices as integers"
                 )
             return (logits.reshape(labels.shape) - labels.to(logits)).square().reshape(len(labels), -1).sum(dim=1)
         if labels.shape[1:] != logits.shape[2:]:
             raise TargetError(
-                f"the labels have shape {tuple(self.labels.shape)}; expected (B, *{tuple(logits.shape[2:])}) class "
-                "indices"
+                f"the labels have shape {tuple(self.labels.shape)}; expected class indices of shape "
+                f"{(len(self.labels), *logits.shape[2:])}, not one-hot"
             )
         check_classes(labels, logits)
         return F.cross_entropy(logits, labels.long(), reduction="none").reshape(len(labels), -1).mean(dim=1)

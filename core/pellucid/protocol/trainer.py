@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class Trainer:
     epochs: int = 10
     batch_size: int = 64
     folder: str | Path | None = None
+    _latest: dict[str, dict[str, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("sgd", "adam", "lbfgs"):
@@ -79,13 +80,24 @@ class Trainer:
             yield from torch.split(order, self.batch_size)
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each example."""
+        """The loss of each example.
+
+        Raises:
+            InputError: when a label is no class of the model.
+        """
+        if not labels.is_floating_point() and labels.numel() and int(labels.max()) >= outputs.shape[1]:
+            raise InputError(
+                f"a training label is {int(labels.max())}; the model has {outputs.shape[1]} classes, 0 to "
+                f"{outputs.shape[1] - 1}"
+            )
         if labels.is_floating_point():
             return (outputs.reshape(labels.shape) - labels).square().reshape(len(labels), -1).sum(dim=1)
         return F.cross_entropy(outputs, labels, reduction="none")
 
     def weights(self, kept: Tensor | None = None, seed: int = 0) -> dict[str, Tensor]:
         """Trains a model and returns its parameters and buffers.
+
+        The latest training is found again in memory: influences that are scored together ask for the same ones in turn.
 
         Args:
             kept: (N,) which examples count, as bools; None is all.
@@ -98,9 +110,10 @@ class Trainer:
             )
         model = self.model(seed).train()
         blocks = Blocks(self.folder)
-        key = self._key(model, kept, seed) if blocks else ""
-        if (known := blocks.found(key)) is not None:
-            return {name: known[name].to(tensor.device) for name, tensor in model.state_dict().items()}
+        key = self.digest(model, kept, seed)
+        known = self._latest.get(key) or blocks.found(key)
+        if known is not None:
+            return {name: known[name].to(tensor.device, copy=True) for name, tensor in model.state_dict().items()}
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(seed)
             for parameter in model.parameters():
@@ -108,10 +121,18 @@ class Trainer:
             self._fit(model, kept, seed)
         trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         blocks.keep(key, trained)
+        self._latest.clear()
+        self._latest[key] = {name: tensor.clone() for name, tensor in trained.items()}
         return trained
 
-    def _key(self, model: nn.Module, kept: Tensor, seed: int) -> str:
-        """A digest of all that a training depends on."""
+    def digest(self, model: nn.Module, kept: Tensor, seed: int) -> str:
+        """A digest of all that a training depends on.
+
+        Args:
+            model: with its first weights.
+            kept: (N,) which examples count, as bools.
+            seed: what the order depends on.
+        """
         recipe = (self.optimizer, self.learning_rate, self.momentum, self.weight_decay, self.epochs, self.batch_size)
         kind = type(self).__qualname__
         return digest(kind, recipe, seed, kept, self.inputs, self.labels, repr(model), model.state_dict())

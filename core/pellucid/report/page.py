@@ -75,7 +75,7 @@ def write_report(
         _environment()
         .get_template("report.html.j2")
         .render(
-            title=title or f"What {model} looks at",
+            title=title or f"What {model.partition('?')[0]} looks at",
             model=model,
             meta=meta,
             run_line=_run_line(model, count, photos is not None, results, table, seconds),

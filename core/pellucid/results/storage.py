@@ -42,11 +42,15 @@ def write(path: str | Path, kind: str, parts: Mapping[str, Any], records: Mappin
     header = {"pellucid": json.dumps({"format": FORMAT, "kind": kind, "parts": tree}, allow_nan=False)}
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode  # as the user's umask has it: safetensors makes files for their owner alone
         save_file(tensors, draft, metadata=header)
+        draft.chmod(mode)
         draft.replace(path)
     except (OSError, SafetensorError) as error:
         raise SavedFileError(
-            f"cannot write '{path}': {error}; expected an existing folder that can be written and has room"
+            f"cannot write '{path}': {getattr(error, 'strerror', None) or error}; expected an existing folder that "
+            "can be written and has room"
         ) from error
     finally:
         with suppress(OSError):  # where the folder cannot be written there is no draft to remove

@@ -247,7 +247,7 @@ def test_bad_input_is_refused(world):
         run(segments=lambda photo: quarters(photo)[1:])
     with pytest.raises(ParameterError, match="no map"):
         run(segments=lambda photo: [])
-    with pytest.raises(InputError, match="the examples of a random set have shape"):
+    with pytest.raises(InputError, match="the examples of random set 0 have shape"):
         run(random=random[:30, :, 1:])
     with pytest.raises(InputError, match="common"):
         run(photos=images[:20], n_clusters=80, segments=quarters)

@@ -83,11 +83,13 @@ def test_a_model_that_reads_one_part_needs_that_part_alone():
     for order, expected in (([0.1, 0.9, 0.5], 1), ([0.9, 0.1, 0.5], 3)):
         found = Concepts(torch.tensor([order]), ("no", "yes", "neither"), rows=("class 0",), masks=masks)
         for metric in (SUFFICIENT, DESTROYING):
-            assert evaluate(model, images, found, metric, target=0).values.tolist() == [[expected] * 7]
+            assert evaluate(model, images, found, metric, target=0, controls=False).values.tolist() == [[expected] * 7]
     masks[3, 1] = False  # an image without the part
     found = Concepts(torch.tensor([[0.1, 0.9, 0.5]]), ("no", "yes", "neither"), rows=("class 0",), masks=masks)
     for metric in (SUFFICIENT, DESTROYING):
-        assert evaluate(model, images, found, metric, target=0).values.tolist() == [[1, 1, 1, 4, 1, 1, 1]]
+        assert evaluate(model, images, found, metric, target=0, controls=False).values.tolist() == [
+            [1, 1, 1, 4, 1, 1, 1]
+        ]
 
 
 def test_concepts_that_ace_finds_beat_random_order(world):  # noqa: F811
@@ -119,6 +121,8 @@ def test_the_control_keeps_all_but_the_scores():
     assert (one.names, one.rows, one.significant) == (found.names, found.rows, None)
     scores = evaluate(Net(), noise(), found, SUFFICIENT, target=[2, 0, 2, 0, 0, 2, 0], controls=[control])
     assert [row.control for row in scores.rows] == [False, True]
+    usual = evaluate(Net(), noise(), {"ours": found}, SUFFICIENT, target=[2, 0, 2, 0, 0, 2, 0])
+    assert [(row.explanation, row.control) for row in usual.rows] == [("ours", False), ("random order", True)]
     with pytest.raises(InputError, match="expected the Concepts"):
         create("concept_control", of=torch.ones(3))
 

@@ -378,7 +378,7 @@ def test_pools_are_dealt_out_so_that_sorted_ones_serve():
     from pellucid_concepts.reading import random_sets
 
     pool = torch.arange(20.0)[:, None].repeat(1, 2)
-    sets = random_sets(pool, 3)
+    sets = [one.read(torch.arange(one.count))[0] for one in random_sets(pool, 3)]
     assert [len(one) for one in sets] == [6, 6, 6]
     assert len({float(value) for one in sets for value in one[:, 0]}) == 18
     assert all(abs(float(a.mean() - b.mean())) <= 2 for a, b in itertools.combinations(sets, 2))
@@ -426,7 +426,7 @@ def test_what_does_not_fit_the_model_is_refused_when_it_runs():
     model, images = Tiny(), noise(5)
     with pytest.raises(InputError, match=r"the examples of concept 'a' have shape \(\d+, 2, 7, 7\)"):
         explain(model, images, made(concepts={"a": noise(8, 3, d=7)}))
-    with pytest.raises(InputError, match="the examples of a random set have"):
+    with pytest.raises(InputError, match="the examples of random set 0 have"):
         explain(model, images, made(random=noise(24, 2, d=5)))
     with pytest.raises(LayerError):
         explain(model, images, made(layers=("no such layer",)))

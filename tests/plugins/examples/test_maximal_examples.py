@@ -239,7 +239,7 @@ def test_blocks_and_ties_keep_the_callers_order(model, monkeypatch):
 
 
 def test_crops_that_are_too_large_are_left_out_and_said(model, monkeypatch):
-    monkeypatch.setattr(maximal_examples, "CROP_BYTES", 100)
+    monkeypatch.setattr(maximal_examples, "PICTURE_BYTES", 100)
     result = pellucid.explain(model, images(6), MaximalExamples(layer="one", k=2))
     assert result.crops is None
     assert result.boxes is not None

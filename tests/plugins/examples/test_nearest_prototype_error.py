@@ -1,5 +1,7 @@
 """The error of the nearest prototype: by hand, in a layer, and what it refuses."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ def chosen(*places, kind=None):
 
 def scored(explanation, labels, **parameters):
     metric = NearestPrototypeError(DATA, CLASSES, torch.tensor(labels), **parameters)
-    return pellucid.evaluate(None, HELD, explanation, metric)
+    return pellucid.evaluate(None, HELD, explanation, metric, controls=False)
 
 
 def test_the_nearest_prototypes_class_counts():
@@ -31,6 +33,22 @@ def test_the_nearest_prototypes_class_counts():
     assert scored(chosen(0, 1), [0, 1, 2, 1, 0]).values.tolist() == [[0, 0, 1, 0, 0]]
 
 
+def test_as_many_random_examples_stand_beside_prototypes():
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    metric = NearestPrototypeError(DATA, CLASSES, labels)
+    found = {}
+    for seed in range(40):
+        scores = pellucid.evaluate(None, HELD, {"ours": chosen(0, 1, 2)}, metric, seed=seed)
+        assert [(row.explanation, row.control) for row in scores.rows] == [("ours", False), ("random", True)]
+        found[seed] = scores.values[1].tolist()
+    again = pellucid.evaluate(None, HELD, chosen(0, 1, 2), metric, seed=3).values[1].tolist()
+    assert again == found[3]
+    threes = permutations(range(len(DATA)), 3)
+    possible = [scored(chosen(*three), labels.tolist()).values[0].tolist() for three in threes]
+    assert all(one in possible for one in found.values())
+    assert len({tuple(one) for one in found.values()}) > 1
+
+
 def test_criticisms_and_empty_places_do_not_count():
     found = chosen(0, -1, 2, 1, kind=("prototype", "prototype", "prototype", "criticism"))
     assert scored(found, [0, 1, 2, 1, 2]).values.tolist() == [[0, 1, 0, 1, 0]]
@@ -38,8 +56,8 @@ def test_criticisms_and_empty_places_do_not_count():
 
 def test_of_equal_prototypes_the_first_counts():
     metric = NearestPrototypeError(DATA[[0, 0]], torch.tensor([3, 4]), torch.tensor([3]))
-    assert float(pellucid.evaluate(None, HELD[:1], chosen(0, 1), metric).values) == 0
-    assert float(pellucid.evaluate(None, HELD[:1], chosen(1, 0), metric).values) == 1
+    assert float(pellucid.evaluate(None, HELD[:1], chosen(0, 1), metric, controls=False).values) == 0
+    assert float(pellucid.evaluate(None, HELD[:1], chosen(1, 0), metric, controls=False).values) == 1
 
 
 def test_in_a_layer_the_model_decides_what_is_near():
@@ -47,8 +65,8 @@ def test_in_a_layer_the_model_decides_what_is_near():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.0, 1.0]]))
     metric = NearestPrototypeError(DATA, CLASSES, torch.tensor([0, 0, 2, 1, 2]), layer="0")
-    assert pellucid.evaluate(model, HELD, chosen(0, 2, 3), metric).values.tolist() == [[0, 0, 0, 0, 0]]
-    assert pellucid.evaluate(model, HELD, chosen(0, 2), metric).values.tolist() == [[0, 0, 0, 1, 0]]
+    assert pellucid.evaluate(model, HELD, chosen(0, 2, 3), metric, controls=False).values.tolist() == [[0, 0, 0, 0, 0]]
+    assert pellucid.evaluate(model, HELD, chosen(0, 2), metric, controls=False).values.tolist() == [[0, 0, 0, 1, 0]]
 
 
 def test_data_that_do_not_fit_are_refused():

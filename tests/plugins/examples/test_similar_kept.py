@@ -103,9 +103,14 @@ def test_data_on_disk_and_data_that_are_made_are_read_in_blocks(model, tmp_path,
     for given in (np.load(tmp_path / "train.npy", mmap_mode="r"), pairs, alone, TensorDataset(train), (mapped, [0])):
         found = pellucid.explain(model, queries, SimilarExamples(given, k=3))
         assert torch.equal(found.indices, expected.indices)
-    assert pairs.read == alone.read == list(range(11))
+        if isinstance(given, (Items, np.memmap)):  # of what is not in memory, only the chosen are kept for pictures
+            assert found.examples is None
+            assert torch.equal(found.crops, train[found.indices])
+    chosen = {0, *expected.indices.flatten().tolist()}
+    assert pairs.read[:11] == alone.read[:11] == list(range(11))
+    assert set(pairs.read[11:]) == set(alone.read[11:]) == chosen
     assert expected.examples is not None
-    assert pellucid.explain(model, queries, SimilarExamples(pairs, k=3)).examples is None
+    assert expected.crops is None
 
 
 def passes(result):
@@ -198,5 +203,5 @@ def test_what_cannot_be_kept_or_read_is_refused(model, tmp_path):  # noqa: F811
         SimilarExamples(Items([], True), k=1)
     with pytest.raises(InputError, match="expected the same shape"):
         pellucid.explain(model, queries, SimilarExamples(Items(images(4)[:, :1], True), k=1))
-    with pytest.raises(InputError, match="holds int"):
+    with pytest.raises(InputError, match="train is a int"):
         SimilarExamples(3, k=1)

@@ -82,11 +82,13 @@ def test_lds_is_the_rank_correlation_of_sums_and_retrained_scores():
     noise = explain(model, q, create("influence_control", train=trainer.train, kind="random"), target=0)
     metric = create("linear_datamodeling_score", trainer=trainer, n_subsets=24)
     scores = evaluate(model, q, {"right": right, "wrong": wrong, "noise": noise}, metric, target=0)
-    ours, opposite, chance = scores.values.mean(dim=1).tolist()
+    ours, opposite, chance, *controls = scores.values.mean(dim=1).tolist()
     assert ours > 0.85
     assert opposite == pytest.approx(-ours)
     assert abs(chance) < 0.5
-    assert [row.control for row in scores.rows] == [False] * 3
+    assert {row.explanation for row in scores.rows if row.control} == {"random", "similarity", "loss"}
+    assert [row.control for row in scores.rows] == [False] * 3 + [True] * 3
+    assert max(map(abs, controls)) < 0.5
 
     # The same once more, in a slower way, for one query.
     looked = []
@@ -100,7 +102,7 @@ def test_lds_is_the_rank_correlation_of_sums_and_retrained_scores():
             return 50
 
     object.__setattr__(metric, "trainer", Spy())
-    again = evaluate(model, q, {"right": right}, metric, target=0).values[0, 0]
+    again = evaluate(model, q, {"right": right}, metric, target=0, controls=False).values[0, 0]
     truth = [float(q[0] @ weight[0]) for _, weight in looked]
     sums = [float(right.values[0][kept].sum()) for kept, _ in looked]
     assert {int(kept.sum()) for kept, _ in looked} == {25}
@@ -117,6 +119,62 @@ def test_mislabel_detection_is_the_area_under_the_curve():
         linear(), torch.zeros(2, 4).double(), influence, create("mislabel_detection", wrong=wrong), target=0
     )
     assert float(found.values[0, 0]) == pytest.approx(metrics.roc_auc_score(wrong.numpy(), own.numpy()))
+    assert [(row.explanation, row.control) for row in found.rows][1:] == [
+        ("random", True)
+    ]  # no training data are known
+
+
+def test_every_score_of_influences_stands_beside_controls():
+    """Noise, the loss, and likeness within the class where scores are foretold; one training serves them all."""
+    torch.manual_seed(0)
+    x, y = torch.randn(30, 1, 4, 4), torch.arange(30) % 3
+    trained = []
+
+    def make():
+        trained.append(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    trainer = Trainer(make, x, y, epochs=2)
+    model = make()
+    model.load_state_dict(trainer.weights())
+    found = explain(model, x[:4], create("ntk_influence", train=(x, y)))
+    for metric, usual in (
+        (create("linear_datamodeling_score", trainer=trainer, n_subsets=3), ["random", "similarity", "loss"]),
+        (create("leave_one_out_correlation", trainer=trainer, examples=[0, 5]), ["random", "similarity", "loss"]),
+        (create("mislabel_detection", wrong=torch.arange(30) > 26), ["random", "loss"]),
+        (create("mislabel_detection", wrong=torch.arange(30) > 26, train=(x, y)), ["random", "loss"]),
+    ):
+        scores = evaluate(model, x[:4], {"ours": found}, metric)
+        assert [row.explanation for row in scores.rows] == ["ours", *usual]
+        assert [row.control for row in scores.rows] == [False] + [True] * len(usual)
+        alone = create("influence_control", train=(x, y), kind="loss")
+        named = evaluate(model, x[:4], {"loss": explain(model, x[:4], alone)}, metric, controls=False)
+        torch.testing.assert_close(named.values[0], scores.values[-1])
+    fitted = []
+    fit = Trainer._fit
+
+    class Counted(Trainer):
+        def _fit(self, model, kept, seed):
+            fitted.append(int(kept.sum()))
+            fit(self, model, kept, seed)
+
+    metric = create("linear_datamodeling_score", trainer=Counted(make, x, y, epochs=2), n_subsets=3)
+    evaluate(model, x[:4], {"ours": found, "again": found}, metric)
+    assert fitted == [15] * 3
+
+
+def test_the_latest_training_is_not_taken_for_another():
+    x, y = table(12)
+    trainer = Trainer(linear, x, y, epochs=2)
+    first = trainer.weights()
+    first["weight"].zero_()  # what is kept is a copy
+    again = trainer.weights()["weight"]
+    assert again.abs().max() > 0
+    assert not again.equal(trainer.weights(seed=1)["weight"])
+    kept = torch.arange(12) > 3
+    assert not again.equal(trainer.weights(kept)["weight"])
+    x.mul_(2)
+    assert not again.equal(trainer.weights()["weight"])
 
 
 def test_controls_of_influence_know_nothing_of_gradients():

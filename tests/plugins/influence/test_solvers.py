@@ -9,6 +9,7 @@ import pellucid
 from pellucid import ParameterError, Unsuitable, create, explain
 from pellucid_influence import curvature as room
 from pellucid_influence import ek_fac as ek_fac_room
+from pellucid_influence import training as shared
 
 
 def net(seed=0):
@@ -270,3 +271,67 @@ def test_a_low_rank_is_of_the_gauss_newton_matrix_of_a_classifier():
     technique = create("influence_functions", train=(x, torch.zeros(23, 3).double()), curvature="gauss_newton", rank=3)
     with pytest.raises(Unsuitable, match="rank=None"):
         explain(net(), q, technique, target=1)
+
+
+SOFTENED = {
+    "fisher": {},
+    "gauss_newton": {"curvature": "gauss_newton"},
+    "gauss_newton, all directions": {"curvature": "gauss_newton", "rank": 69},
+    "fisher, cg": {"solver": "cg"},
+    "gauss_newton, cg": {"curvature": "gauss_newton", "solver": "cg"},
+}
+
+
+@pytest.mark.parametrize("name", SOFTENED)
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_a_temperature_divides_the_outputs_in_the_loss_and_its_curvature(name, temperature):
+    x, y, q = images()
+    model = net()
+
+    def loss(out, label):
+        return F.cross_entropy(out / temperature, label)
+
+    train = rows(model, x, lambda out, i: loss(out, y[i : i + 1]))
+    curved = train.T @ train / len(x)
+    if name.startswith("gauss_newton"):
+        curved = 0
+        for i in range(len(x)):
+            jacobian = torch.cat([rows(model, x[i : i + 1], lambda out, _, c=c: out[0, c]) for c in range(3)])
+            out = model(x[i : i + 1]).detach()
+            hessian = torch.autograd.functional.hessian(lambda z, i=i: loss(z, y[i : i + 1]), out)[0, :, 0]
+            curved = curved + jacobian.T @ hessian @ jacobian / len(x)
+    inner = torch.linalg.inv(curved + 0.02 * torch.eye(len(curved), dtype=torch.float64))
+    technique = create("influence_functions", train=(x, y), damping=0.02, temperature=temperature, **SOFTENED[name])
+    found = explain(model, q, technique, target=1)
+    queries = rows(model, q, lambda out, i: out[0, 1])
+    assert torch.allclose(found.values, -queries @ inner @ train.T / len(x), rtol=1e-6, atol=1e-10)
+    if found.self_influence is not None:
+        assert torch.allclose(found.self_influence, (train @ inner * train).sum(dim=1) / len(x))
+
+
+def test_a_temperature_is_above_zero_and_of_classes():
+    x, y, q = images()
+    with pytest.raises(ParameterError, match="temperature"):
+        create("influence_functions", train=(x, y), temperature=0.0)
+    for options in ({}, {"curvature": "gauss_newton"}, {"solver": "ek_fac"}):
+        technique = create("influence_functions", train=(x, torch.zeros(23, 3).double()), temperature=2.0, **options)
+        with pytest.raises(ParameterError, match="class indices"):
+            explain(net(), q, technique, target=1)
+
+
+def test_a_low_rank_looks_at_each_row_once_also_where_not_all_fit_in_memory(monkeypatch):
+    x, y, q = images()
+    technique = create("influence_functions", train=(x, y), curvature="gauss_newton", rank=17, damping=0.02)
+    model, counted = net(), []
+    model.register_forward_hook(lambda module, given, out: counted.append(len(out)))
+    whole = explain(model, q, technique, target=1)
+    assert sum(counted) <= 23 + (23 + 17 + 4) + 2  # outputs, gradients, and the guard's rows
+    monkeypatch.setattr(shared, "block_rows", lambda factors: 5)
+    monkeypatch.setattr(shared, "LOOK", 5)
+    monkeypatch.setattr(shared, "PANEL_BYTES", 10_000)  # fewer than the seventeen rows
+    counted.clear()
+    found = explain(model, q, technique, target=1)
+    assert sum(counted) > 23 + (23 + 17 + 4) + 2
+    assert torch.allclose(found.values, whole.values, rtol=1e-9, atol=1e-14)
+    assert torch.allclose(found.self_influence, whole.self_influence)
+    assert [one.value for one in found.checks] == pytest.approx([one.value for one in whole.checks])

@@ -17,7 +17,11 @@ ALL = {
     "trak, projected": {"projection": 64},
     "influence_functions": {},
     "influence_functions, low rank": {"curvature": "gauss_newton", "rank": 20, "damping": 0.1},
+    "influence_functions, explicit": {"curvature": "gauss_newton", "damping": 0.1},
     "influence_functions, cg": {"solver": "cg"},
+    "influence_functions, lissa": {"solver": "lissa", "batch_size": 41},
+    "influence_functions, ek_fac": {"solver": "ek_fac"},
+    "ntk_influence, surrogate": {"surrogate": True},
     "influence_control": {},
 }
 

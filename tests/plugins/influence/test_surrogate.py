@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pellucid import Loss, ParameterError, TargetError, Trainer, create, explain
+from pellucid import Loss, TargetError, Trainer, create, explain
 
 
 def mlp():
@@ -106,9 +106,7 @@ def test_with_few_queries_its_fidelity_is_that_at_examples_left_out(trained):
     assert "60 training examples, each left out in turn" in tau.note
 
 
-def test_a_surrogate_of_what_is_no_class_is_refused(trained, tmp_path):
+def test_a_surrogate_of_what_is_no_class_is_refused(trained):
     model, train, q, labels = trained
     with pytest.raises(TargetError, match="classes"):
         explain(model, q, create("ntk_influence", train=train, surrogate=True), target=Loss(labels))
-    with pytest.raises(ParameterError, match="folder"):
-        create("ntk_influence", train=train, surrogate=True, folder=tmp_path)

@@ -80,7 +80,7 @@ def test_ntk_influence_in_small_blocks(monkeypatch):
 
     x, y, q = images()
     whole = explain(net(), q, create("influence_functions", train=(x, y), damping=0.1), target=0)
-    for name, size in (("BLOCK_BYTES", 20_000), ("PANEL_BYTES", 10_000), ("LOOK", 3)):
+    for name, size in (("BLOCK_BYTES", 5_000), ("PANEL_BYTES", 10_000), ("LOOK", 3)):
         monkeypatch.setattr(training, name, size)
         parts = explain(net(), q, create("influence_functions", train=(x, y), damping=0.1), target=0)
         assert torch.allclose(parts.values, whole.values)
