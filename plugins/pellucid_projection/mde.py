@@ -24,12 +24,14 @@ class FittedMDE:
         points: (n, d) the different states that it was fitted to.
         places: (n, k) where they are.
         n_neighbors: as for `MDE`.
+        max_iter: as for `MDE`.
         seed: as for `MDE.fit`.
     """
 
     points: Tensor
     places: Tensor
     n_neighbors: int
+    max_iter: int
     seed: int
 
     def transform(self, states: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ class FittedMDE:
             fixed = pymde.Anchored(anchors=torch.arange(known), values=self.places)
             nearest = torch.cdist(new[known:].double(), self.points.double()).argmin(dim=1)
             start = torch.cat([self.places, self.places[nearest]])
-            places = _embedded(new, start, self.n_neighbors, self.seed, fixed)[0]
+            places = _embedded(new, start, self.n_neighbors, self.max_iter, self.seed, fixed)[0]
         else:
             places = self.places
         return places[which[known:]].view(*states.shape[:-1], -1).to(states)
@@ -64,6 +66,7 @@ class MDE(Projector):
     Attributes:
         n_components: the number of axes.
         n_neighbors: how many neighbours each state has; fewer than there are states.
+        max_iter: the most iterations of L-BFGS; it ends sooner where the gradient is small.
 
     Raises:
         InputError: when the states are not (n, d) or (T, n, d), fewer than two different ones, or not finite.
@@ -72,6 +75,12 @@ class MDE(Projector):
 
     n_components: Annotated[int, Ge(1)] = 2
     n_neighbors: Annotated[int, Ge(2)] = 15
+    max_iter: Annotated[int, Ge(1)] = 300
+
+    @classmethod
+    def test_instances(cls) -> list[Projector]:
+        """From the principal axes it is soon near enough to its end."""
+        return [cls(max_iter=40)]
 
     def project(self, states: Any, *, seed: int = 0) -> Projection:
         """Fits the map to the states."""
@@ -84,7 +93,7 @@ class MDE(Projector):
     def fit(self, states: Any, *, seed: int = 0) -> FittedMDE:
         """Fits a map on which `FittedMDE.transform` then places other states."""
         points, _ = distinct(checked(states).flatten(0, -2))
-        return FittedMDE(points, self._fit(points, seed)[0], self.n_neighbors, seed)
+        return FittedMDE(points, self._fit(points, seed)[0], self.n_neighbors, self.max_iter, seed)
 
     def _fit(self, points: Tensor, seed: int) -> tuple[Tensor, float, tuple[Check, ...]]:
         if len(points) < self.n_components + 3:
@@ -95,11 +104,13 @@ class MDE(Projector):
         # Among all other states as neighbours none is left that should be far.
         neighbours, notes = fewer("n_neighbors", self.n_neighbors, max(2, (len(points) - 1) // 2))
         start = principal(points, self.n_components, 1.0).float()
-        places, distortion = _embedded(points, start, int(neighbours), seed, None)
+        places, distortion = _embedded(points, start, int(neighbours), self.max_iter, seed, None)
         return places, distortion, notes
 
 
-def _embedded(points: Tensor, start: Tensor, neighbours: int, seed: int, constraint: Any) -> tuple[Tensor, float]:
+def _embedded(
+    points: Tensor, start: Tensor, neighbours: int, max_iter: int, seed: int, constraint: Any
+) -> tuple[Tensor, float]:
     import pymde
 
     points = points.detach().cpu()
@@ -115,7 +126,7 @@ def _embedded(points: Tensor, start: Tensor, neighbours: int, seed: int, constra
             init="random",  # its spectral start and its approximate neighbours have other bits each time
             knn_method="exact",
         )
-        places = problem.embed(X=start.contiguous())
+        places = problem.embed(X=start.contiguous(), max_iter=max_iter)
     return places.detach(), float(problem.value)
 
 

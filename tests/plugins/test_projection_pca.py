@@ -15,7 +15,7 @@ def states(n, d, seed=0):
     return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + 5
 
 
-@pytest.mark.parametrize(("n", "d"), [(60, 7), (7, 60), (9000, 5), (8, 8)])
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (7, 60), (9000, 5), (8, 8), (300, 200), (200, 300)])
 def test_scikit_learn_agrees_up_to_the_axes_signs(n, d):
     from sklearn.decomposition import PCA as Reference
 
@@ -66,18 +66,69 @@ def counted(blocks, sizes):
     return watched
 
 
-@pytest.mark.parametrize(("n", "d", "dtype"), [(90, 70, torch.float64), (70, 90, torch.float32)])
-def test_the_krylov_space_finds_the_axes_of_many_states_and_features(n, d, dtype, monkeypatch):
-    points = states(n, d).to(dtype)
-    exact = PCA(n_components=3).project(points)
-    monkeypatch.setattr(variance, "DENSE", 8)
+@pytest.mark.parametrize(("n", "d", "dtype"), [(390, 270, torch.float64), (270, 390, torch.float32)])
+@pytest.mark.parametrize("far", [0, 200])
+def test_the_krylov_space_finds_the_axes_of_many_states_and_features(n, d, dtype, far, monkeypatch):
+    points = (decaying(n, d) + far).to(dtype)
     found = PCA(n_components=3).project(points)
+    assert found.checks.named("residual").passed
+    monkeypatch.setattr(variance, "DENSE", 1000)
+    exact = PCA(n_components=3).project(points)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-5
     torch.testing.assert_close(found.values, exact.values, rtol=0, atol=tolerance * float(exact.values.abs().max()))
-    assert found.checks.named("residual").passed
-    flat = torch.randn(400, 300, generator=torch.Generator().manual_seed(0))  # whose axes nothing tells apart
-    monkeypatch.setattr(variance, "STEPS", 2)
-    assert not PCA().project(flat).checks.named("residual").passed
+    torch.testing.assert_close(found.explained, exact.explained, rtol=1e-5, atol=0)
+
+
+def decaying(n, d, power=0.5):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.arange(1, d + 1) ** -power + 0.5
+
+
+@pytest.mark.parametrize(("power", "apart"), [(0, False), (0.05, False), (0.3, True)])
+def test_what_axes_miss_that_nothing_tells_apart_is_bounded(power, apart, monkeypatch):
+    from sklearn.decomposition import PCA as Reference
+
+    points = decaying(900, 600, power).float()
+    found = pellucid.project(points, "pca")
+    exact = Reference(2, svd_solver="full").fit(points.double().numpy()).explained_variance_ratio_.sum()
+    drawn = Reference(2, svd_solver="randomized", random_state=0).fit(points.numpy()).explained_variance_ratio_.sum()
+    ours = float(found.explained.sum())
+    assert ours >= drawn - 1e-6
+    if not apart:
+        missed = found.checks.named("missed")
+        assert missed.passed
+        assert 0 < exact - ours <= missed.value
+        assert found.checks.named("residual").passed is None
+    else:
+        assert found.checks.named("residual").passed
+        assert ours == pytest.approx(exact, rel=1e-6)
+    monkeypatch.setattr(variance, "STEPS", 3)
+    sooner = pellucid.project(points, "pca").checks
+    assert "residual" in [check.name for check in sooner]
+
+
+def test_the_bound_of_what_is_missed_holds_over_many_draws():
+    values = torch.linspace(1, 2, 300, dtype=torch.float64)
+    for steps in (2, 3, 6):
+        share = variance.shortfall(steps, 10, 2, 300)
+        for seed in range(50):
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randn(300, 10, generator=generator, dtype=torch.float64)
+            space = torch.linalg.qr(torch.cat([values[:, None] ** power * drawn for power in range(steps)], dim=1))[0]
+            ritz = torch.linalg.eigvalsh(space.T @ (values[:, None] * space)).flip(0)[:2]
+            assert (ritz >= (1 - share) * values.flip(0)[:2]).all()
+    shares = [variance.shortfall(steps, 10, 2, 300) for steps in (2, 4, 8, 12, 50)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.01
+
+
+def test_equal_frames_are_placed_alike_whatever_their_size():
+    for n, d in ((7, 300), (33, 40), (1001, 3)):
+        frame = states(n, d).float()
+        for dtype in (torch.float32, torch.float64):
+            placed = pellucid.project(torch.stack([frame, frame * 2, frame, frame]).to(dtype), "pca").values
+            assert torch.equal(placed[0], placed[2])
+            assert torch.equal(placed[2], placed[3])
 
 
 @pytest.mark.parametrize("d", [5, 40])
@@ -124,7 +175,26 @@ def test_constant_features_change_nothing():
     torch.testing.assert_close(pellucid.project(padded, "pca").values, pellucid.project(points, "pca").values)
 
 
-@pytest.mark.parametrize("shape", [(20, 3), (3, 20)])
+@pytest.mark.parametrize("scale", [1e-30, 1e25])
+def test_the_scale_of_many_states_changes_nothing(scale):
+    points = decaying(300, 280)
+    expected = PCA().fit(points)
+    found = PCA().fit((points * scale).float())
+    torch.testing.assert_close(found.ratio, expected.ratio, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.components, expected.components, rtol=0, atol=1e-4)
+
+
+def test_many_states_in_a_plane_are_explained_by_it():
+    points = (states(300, 2) @ states(2, 280, seed=1)).float()
+    found = pellucid.project(points, "pca", n_components=3)
+    assert found.checks.named("residual").passed
+    torch.testing.assert_close(found.explained[:2].sum(), torch.tensor(1.0, dtype=torch.float64))
+    assert float(found.explained[2]) < 1e-7
+    axes = PCA(n_components=3).fit(points).components
+    torch.testing.assert_close(axes @ axes.T, torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(20, 3), (3, 20), (300, 280)])
 def test_states_that_are_all_the_same_explain_nothing(shape):
     found = pellucid.project(torch.full(shape, 0.1), "pca")
     torch.testing.assert_close(found.values, torch.zeros(shape[0], 2))

@@ -17,8 +17,8 @@ def test_a_context_records_the_start_the_scheduled_steps_and_the_end(net, data, 
     images, labels = data
     with pellucid.Recorder(net, images, layers=["fc"], path=tmp_path, labels=labels) as recorder:
         train(net, 13)
-    assert recorder.captured == [0, 1, 2, 4, 8, 13]
-    assert load(tmp_path)["run"].steps == (0, 1, 2, 4, 8, 13)
+    assert recorder.captured == [0, 1, 4, 13]
+    assert load(tmp_path)["run"].steps == (0, 1, 4, 13)
     assert recorder.seconds > 0
     assert recorder.overhead > 0
 
@@ -97,6 +97,21 @@ def test_captures_do_not_depend_on_the_batch_size(net, data, tmp_path):
     one, seven, auto = (recording[name].states("fc").values for name in ("rows=1", "rows=7", "rows=auto"))
     torch.testing.assert_close(one, seven, rtol=0, atol=1e-6)
     torch.testing.assert_close(one, auto, rtol=0, atol=1e-6)
+
+
+def test_passes_hold_no_more_than_the_caches_but_eight_rows(net, data, tmp_path, monkeypatch):
+    taken = []
+    net.register_forward_pre_hook(lambda _, inputs: taken.append(len(inputs[0])))
+    for run, held, most in (("wide", 2**30, 48), ("narrow", 40_000, 20), ("least", 1, 8)):
+        monkeypatch.setattr("pellucid.recorder.recorder.CACHED", held)
+        recorder = pellucid.Recorder(net, data[0], path=tmp_path, run=run)
+        recorder.capture()
+        taken.clear()
+        recorder.capture()
+        assert sum(taken) == 48
+        assert max(taken) <= most
+        assert run != "wide" or taken == [48]
+        assert run != "least" or taken == [8] * 6
 
 
 def test_only_the_steps_of_the_models_own_optimiser_count(net, data, train, tmp_path):
@@ -194,7 +209,7 @@ def test_a_model_of_several_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        ("log", [0, 1, 2, 4, 8, 16]),
+        ("log", [0, 1, 4, 16]),
         (10, [0, 10, 20]),
         ([5, 7], [0, 5, 7]),
         (lambda step: step > 22, [0, 23, 24]),
@@ -204,11 +219,12 @@ def test_schedules(every, expected):
     assert [step for step in range(25) if due(every)(step)] == expected
 
 
-def test_a_million_steps_are_looked_at_31_times():
-    steps = {0} | {2**power for power in range(20)} | {round(2 ** (power + 0.5)) for power in range(10, 20)}
+def test_a_million_steps_are_looked_at_27_times_and_an_epoch_of_mnist_seven_times():
+    steps = {0, 1, 4, 16, 64, 256, 512, 1024} | {round(2 ** (half / 2)) for half in range(21, 40)}
     chosen = due("log")
     assert {step for step in range(1_000_001) if chosen(step)} == steps
-    assert len(steps) == 31
+    assert len(steps) == 27
+    assert sum(map(chosen, range(939))) == 7
 
 
 @pytest.mark.parametrize("every", ["often", 0, -1, True, 1.5, [1, "two"], [-1]])

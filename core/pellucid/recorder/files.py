@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ PARAMETERS = "parameters"
 
 LAYER = "layer:"
 """What stands before a layer's name in a capture, since a layer may be called "output"."""
+
+IN_MEMORY = 2**30
+"""How many bytes of states are held in memory; more lie in a file, from which the system pages what is read."""
 
 _PROBE = "probe.safetensors"
 _CAPTURE = re.compile(r"step-(\d+)\.safetensors")
@@ -126,15 +132,33 @@ def read(folder: Path, step: int, name: str) -> Tensor:
     Raises:
         SavedFileError: when the file is damaged or has no such tensor.
     """
-    from safetensors import SafetensorError, safe_open
-
-    path = _file(folder, step)
-    try:
-        with safe_open(path, framework="pt") as file:
-            found: Tensor = file.get_tensor(f"states.{name}")
-    except (OSError, SafetensorError) as error:
-        raise SavedFileError(f"cannot read '{name}' from '{path}': {error}") from error
+    with _opened(folder, step, name) as file:
+        found: Tensor = file.get_tensor(f"states.{name}")
     return found
+
+
+def gather(folder: Path, steps: Sequence[int], name: str) -> Tensor:
+    """Reads one of the tensors of several captures, (T, ...), a capture at a time.
+
+    More than a gigabyte of them lies in a file without a name, which the system removes with the tensor.
+
+    Raises:
+        SavedFileError: when a file is damaged or has no such tensor, or there is no room for the states.
+        InputError: when the tensor has different shapes at different steps.
+    """
+    first = read(folder, steps[0], name)
+    shapes = {step: _shape(folder, step, name) for step in steps}
+    if len(set(shapes.values())) > 1:
+        raise InputError(
+            f"'{name}' of run '{folder.name}' has different shapes at different steps: {shapes}; ask for the steps "
+            "that agree with states(steps=[...])"
+        )
+    shape = (len(steps), *first.shape)
+    small = first.nbytes * len(steps) <= IN_MEMORY
+    values = torch.empty(shape, dtype=first.dtype) if small else _on_disk(folder, shape, first.dtype)
+    for place, step in enumerate(steps):
+        values[place] = read(folder, step, name)
+    return values
 
 
 def whole(folder: Path, step: int) -> bool:
@@ -144,6 +168,42 @@ def whole(folder: Path, step: int) -> bool:
     with suppress(OSError, SafetensorError), safe_open(_file(folder, step), framework="pt") as file:
         return bool((file.metadata() or {}).get("pellucid"))
     return False
+
+
+def _shape(folder: Path, step: int, name: str) -> tuple[int, ...]:
+    with _opened(folder, step, name) as file:
+        return tuple(file.get_slice(f"states.{name}").get_shape())
+
+
+@contextmanager
+def _opened(folder: Path, step: int, name: str) -> Iterator[Any]:
+    """A capture's file, to read one of its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    path = _file(folder, step)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise SavedFileError(f"cannot read '{name}' from '{path}': {error}") from error
+
+
+def _on_disk(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor of zeros in a file without a name beside the captures, or where temporary files are."""
+    import numpy as np
+
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full would else kill the process as it writes
+                os.posix_fallocate(file.fileno(), 0, size)
+            mapped = np.memmap(file, np.uint8, "r+", shape=(size,))
+    except OSError as error:
+        raise SavedFileError(
+            f"no room on the disk of '{folder}' for {size / 2**30:.1f} GiB of states: {error}; ask for fewer steps "
+            "with states(steps=[...])"
+        ) from error
+    return torch.from_numpy(mapped).view(dtype).view(shape)
 
 
 def _file(folder: Path, step: int) -> Path:

@@ -26,6 +26,10 @@ from pellucid.protocol.sample import Sample
 from pellucid.recorder import files
 from pellucid.recorder.schedule import Schedule, due
 
+CACHED = 16 * 2**20
+"""How many bytes of outputs a pass may hold where that is at least eight rows: more leave a CPU's caches, also for the
+training steps that follow."""
+
 
 class Recorder:
     """Records what a network computes on one fixed set of examples, the probe, while it trains.
@@ -45,8 +49,8 @@ class Recorder:
         model: a module, or anything that `pellucid.adapt` takes, which is looked at as it is at each capture.
         probe: the examples, as `pellucid.explain` takes inputs; they are copied, and kept in the recording.
         layers: names of layers whose outputs are recorded beside the model's; "auto" is the last map before the head.
-        every: the schedule: "log" (0, 1, 2, 4, 8, 16, ...; see `Schedule`), a number of steps, a collection of
-            steps, or a function of the step.
+        every: the schedule: "log" (0, 1, 4, 16, 64, 256, 512, 1024, ...; see `Schedule`), a number of steps, a
+            collection of steps, or a function of the step.
         path: the recording's folder; several runs can share it.
         run: the run's name in it.
         labels: (n,) the examples' classes, for losses, accuracies and colours.
@@ -240,10 +244,7 @@ class Recorder:
         """The model's outputs, and the layers', for the whole probe, in as many passes as it takes."""
         engine = Engine(self.adapter)
         places = self._places(engine)
-        numel = sum(leaf[0].numel() for leaf in tensors_of(self._sample.inputs))
-        rows = rows_at_once(
-            self.batch_size, bytes_per_row=self._bytes(engine), numel=numel, gradients=False, device=engine.device
-        )
+        rows = self._rows(engine)
         outputs: list[Tensor] = []
         found: dict[str, list[Tensor]] = {name: [] for name in places}
         for some in torch.split(torch.arange(len(self._sample)), rows):
@@ -259,9 +260,15 @@ class Recorder:
                 found[name].append(values.detach().cpu())
         return torch.cat(outputs), {name: torch.cat(parts) for name, parts in found.items()}
 
-    def _bytes(self, engine: Engine) -> int:
+    def _rows(self, engine: Engine) -> int:
+        """The rows of one pass."""
         part = _moved(self._sample[:1], engine.device)
-        return engine.trace(part.frame, part.inputs, part.frame.extras).bytes
+        size = engine.trace(part.frame, part.inputs, part.frame.extras).bytes
+        numel = sum(leaf.numel() for leaf in tensors_of(part.inputs))
+        rows = rows_at_once(self.batch_size, bytes_per_row=size, numel=numel, gradients=False, device=engine.device)
+        if self.batch_size == "auto" and engine.device.type == "cpu":
+            return min(rows, max(8, CACHED // max(size, 1)))
+        return rows
 
     def _as_recorded(self, values: Tensor) -> Tensor:
         values = values.detach().to("cpu", copy=True)

@@ -44,6 +44,10 @@ class Run:
     def states(self, layer: str = files.OUTPUT, steps: Sequence[int] | None = None) -> States:
         """What a layer gave for every example at every captured step, flattened to (T, n, d).
 
+        States of more than a gigabyte lie in a temporary file beside the captures (it takes their room on the disk once
+        more, and goes with them), from which the system pages what is read: they may be larger than the memory. `pca`
+        maps them as they are; other maps, and what is computed of all states at once, need the memory.
+
         Args:
             layer: its name; "output" is the model's output, "parameters" its parameters (T, 1, d), where recorded.
             steps: some of the captured steps; None is all.
@@ -89,15 +93,7 @@ class Run:
     def _stacked(self, name: str, steps: Sequence[int]) -> Tensor:
         if not steps:
             raise SavedFileError(f"'{self.folder}' has no whole capture; was the run killed before its first step?")
-        frames = [files.read(self.folder, step, name) for step in steps]
-        shapes = {tuple(frame.shape) for frame in frames}
-        if len(shapes) > 1:
-            told = {step: tuple(frame.shape) for step, frame in zip(steps, frames, strict=True)}
-            raise InputError(
-                f"'{name}' of run '{self.name}' has different shapes at different steps: {told}; ask for the steps "
-                "that agree with states(steps=[...])"
-            )
-        return torch.stack(frames)
+        return files.gather(self.folder, steps, name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,7 +64,7 @@ class States:
     @property
     def finite(self) -> Tensor:
         """(T,) whether all states of a step are finite; those of a run that diverged are not."""
-        return self.values.isfinite().flatten(1).all(dim=1)
+        return torch.stack([frame.isfinite().all() for frame in self.values])
 
     @property
     def predictions(self) -> Tensor:
@@ -141,7 +141,9 @@ class States:
         finite = self.finite
         if not bool(finite.any()):
             raise InputError("no capture has only finite states (no NaN or infinity), so that there is nothing to map")
-        made = project(self.values[finite], technique, seed=seed, **parameters)
+        # Indexing copies, and states may be larger than the memory.
+        given = self.values if bool(finite.all()) else self.values[finite]
+        made = project(given, technique, seed=seed, **parameters)
         values = made.values
         checks = tuple(made.checks)
         if not bool(finite.all()):
