@@ -15,13 +15,11 @@ from pellucid import (
     InputError,
     Leaves,
     Look,
-    ParameterError,
     Part,
     Passes,
     Sample,
     Seen,
     Sum,
-    each,
 )
 from pellucid_rules.deeplift_rules import DEEPLIFT
 
@@ -135,26 +133,8 @@ class DeepSHAP(Explainer):
             return sample.inputs, (own + torch.arange(1, count)[:, None]) % count
         if isinstance(self.baselines, (str, float, int)):
             return sample.baseline(self.baselines), own[None]
-        references = each(_fitted, sample.inputs, self.baselines)
-        leaves = references.values() if isinstance(references, Leaves) else [references]
-        sizes = {len(leaf) for leaf in leaves}
-        if len(sizes) > 1:
-            raise ParameterError(f"the baselines have {sorted(sizes)} rows; expected the same number for every input")
-        return references, torch.arange(sizes.pop())[:, None].expand(-1, count)
-
-
-def _fitted(leaf: Tensor, references: Any) -> Tensor:
-    if not isinstance(references, Tensor) or references.dim() == 0 or len(references) == 0:
-        raise ParameterError("the baselines are no reference data (R, ...) of at least one row for every input")
-    if not bool(torch.isfinite(references).all()):
-        raise ParameterError("the baselines have values that are not finite (NaN or infinity)")
-    try:
-        return references.to(leaf).expand(len(references), *leaf.shape[1:])
-    except RuntimeError:
-        raise ParameterError(
-            f"the baselines have shape {tuple(references.shape)}; expected (R, ...) with rows that broadcast to "
-            f"{tuple(leaf.shape[1:])}"
-        ) from None
+        references, size = sample.references(self.baselines)
+        return references, torch.arange(size)[:, None].expand(-1, count)
 
 
 def _certified(values: Any, seen: Seen, sample: Sample) -> tuple[Check, ...]:

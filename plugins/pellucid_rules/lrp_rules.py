@@ -17,6 +17,7 @@ from pellucid_rules.shares import (
     Given,
     at_least_zero,
     divided,
+    opposed_shares,
     over,
     positive_shares,
     representable,
@@ -140,6 +141,14 @@ class AlphaBeta(Rule):
 
     def __call__(self, node: Node, carried: Tensor) -> Given:
         """One further pass through the op, and one gradient for each sign."""
+        given = None
+        if node.weight is not None:
+            if self.beta:
+                given = opposed_shares(node, carried, self.alpha, self.beta, self.stabilizer, bias=self.bias)
+            elif (node.rectified and (self.bias or node.bias is None)) or not signed(node):
+                given = positive_shares(node, carried, 0.0, self.stabilizer, bias=self.bias)
+        if given is not None:
+            return given
         shares = shares_of(node, bias=self.bias)
         up = shares.over_positive(self.alpha * carried, self.stabilizer)
         return shares.back(up, shares.over_negative(-self.beta * carried, self.stabilizer) if self.beta else None)

@@ -110,6 +110,72 @@ def positive_shares(
     return (first.mul_(inputs).addcmul_(size, second),)
 
 
+def opposed_shares(
+    node: Node, carried: Tensor, alpha: float, beta: float, stabilizer: float, *, bias: bool = True
+) -> tuple[Tensor] | None:
+    """Shares in a weighted op's output by sign: `alpha` of it for positive contributions, minus `beta` for negative.
+
+    What `Shares` gives, in half the passes over memory: bias and stabilizer are part of the op, and alpha and beta meet
+    the gradients as these are added up.
+
+    Args:
+        node: the op.
+        carried: what its output carries.
+        alpha: more than 1.
+        beta: more than 0.
+        stabilizer: in units of the outputs.
+        bias: whether a bias counts as a contribution.
+
+    Returns:
+        What the input gets, or None for few contributions of inputs of both signs, which `Shares` takes one by one.
+    """
+    (inputs,), weight, output = node.inputs, node.weight, node.output
+    assert weight is not None
+    both, few = signed(node), weight[0].numel() <= _FEW
+    if both and few:
+        return None
+    shift = node.bias if bias else None
+    if not bias and (constant := _constant(node)) is not None:
+        output = output - constant
+    least = representable(stabilizer, output.dtype) if stabilizer else 0.0
+    more = 1 + _ROUNDING * torch.finfo(output.dtype).eps
+    if both:  # twice the sum of each sign is the sum of all magnitudes and, or less, the sum of all
+        size, magnitude = inputs.abs(), weight.abs()
+        total = biased(node, size, magnitude, None if shift is None else shift.abs(), 2 * stabilizer)
+        up = over(carried, _more_than(2 * least, torch.add(total, output, alpha=more)), stabilizer)
+        down = over(carried, _more_than(2 * least, torch.sub(total, output, alpha=more, out=total)), stabilizer)
+        same = torch.add(_scaled(down, beta), up, alpha=alpha)
+        apart = torch.sub(same, down, alpha=2, out=down)
+        (first,), (second,) = node.vjp(same), node.vjp(apart, weight=magnitude)
+        return (first.mul_(inputs).addcmul_(size, second),)
+    raised, lowered = weight.clamp(min=0), weight.clamp(max=0)
+    total = biased(node, inputs, raised, None if shift is None else shift.clamp(min=0), stabilizer)
+    if few:
+        against = biased(node, inputs, -lowered, None if shift is None else (-shift).clamp_(min=0), stabilizer)
+    else:
+        against = _more_than(least, torch.sub(total, output, alpha=more))
+    (first,) = node.vjp(over(carried, total, stabilizer), weight=raised)
+    (second,) = node.vjp(over(carried, against, stabilizer), weight=lowered)
+    return (_scaled(second, beta).add_(first, alpha=alpha).mul_(inputs),)
+
+
+def _more_than(least: float, sums: Tensor) -> Tensor:
+    """Sums found by subtraction, with infinity, of which every share is zero, for those that are but rounding."""
+    return torch.threshold_(sums, least, math.inf)
+
+
+def _scaled(tensor: Tensor, by: float) -> Tensor:
+    return tensor if by == 1 else tensor.mul_(by)
+
+
+def _constant(node: Node) -> Tensor | None:
+    """What a weighted op adds, so that it broadcasts to the output."""
+    bias = node.bias
+    if bias is None or bias.dim() != 1 or node.op != "convolution":
+        return bias
+    return bias.reshape(-1, *(1,) * (node.output.dim() - 2))
+
+
 class Shares(ABC):
     """The contributions z_ij to the outputs z_j of a linear op: their sums by sign, and shares of them handed back.
 
@@ -206,10 +272,7 @@ class _Weighted(Shares):
         self.weight = weight
 
     def _constant(self) -> Tensor | None:
-        bias = self.node.bias
-        if bias is None or bias.dim() != 1 or self.node.op != "convolution":
-            return bias
-        return bias.reshape(-1, *(1,) * (self.node.output.dim() - 2))
+        return _constant(self.node)
 
     @property
     def _less(self) -> float:

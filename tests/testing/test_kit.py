@@ -13,6 +13,7 @@ from pellucid.testing import Report, check_plugin, check_technique, page, parame
 from pellucid.testing.case import Case
 from pellucid.testing.fronts import CHECKS, Trial
 from pellucid.testing.laws import Broken
+from pellucid.testing.models import SmallNet, copied, randomised
 from pellucid.testing.planted import GlyphNet, planted, verify
 from pellucid.testing.planted_concepts import rivalling, scenes
 from pellucid.testing.planted_concepts import verify as verify_concepts
@@ -293,6 +294,51 @@ def test_state_sees_every_change():
     with isolated():
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_copied_model_is_equal_and_shares_nothing():
+    model = randomised(SmallNet().double(), 3)
+    twin = copied(model)
+    assert [type(part) for part in twin.modules()] == [type(part) for part in model.modules()]
+    ours, theirs = twin.state_dict(), model.state_dict()
+    assert list(ours) == list(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name])
+        assert tensor.data_ptr() != theirs[name].data_ptr()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    expected = model(x)
+    torch.testing.assert_close(twin(x), expected, rtol=0, atol=0)
+    twin.train()
+    twin.head = torch.nn.Identity()
+    for part in twin.modules():
+        part.register_forward_hook(lambda *_: 1 / 0)
+    assert torch.equal(model(x), expected)
+    assert not any(part.training for part in model.modules())
+
+
+@dataclass(frozen=True, eq=False)
+class Tallied(GradientTimesInput):
+    """Right, and counts its runs."""
+
+    runs: ClassVar[list[int]] = []
+
+    def explain(self, sample):
+        """Counts, and explains."""
+        self.runs.append(len(sample))
+        return (yield from super().explain(sample))
+
+
+def test_checks_that_only_read_a_result_share_it():
+    subject = subject_of(instance(Tallied))
+    reading = ("answers with what its record names", "gives every certificate a verdict", "says where it comes from",
+               "gives a result that can be saved, read and sliced")  # fmt: skip
+    Tallied.runs.clear()
+    for sentence in reading:
+        trial(subject, sentence)()
+    assert Tallied.runs == [3]
+    trial(subject, reading[0], seed=1)()
+    trial(subject, "keeps to the order of the examples")()
+    assert Tallied.runs == [3, 3, 3]
 
 
 def test_the_page_of_all_checks_is_up_to_date():

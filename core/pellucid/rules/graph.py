@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,35 @@ class Graph:
         self.constants = {slot: tensor for slot, tensor in self.constants.items() if slot in needed}
 
 
-def slots_in(value: Any) -> Iterator[int]:
+def slots_in(value: Any) -> list[int]:
     """The numbers of all slots in an operation's arguments, in order."""
-    if isinstance(value, Slot):
-        yield value.index
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from slots_in(part)
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from slots_in(part)
+    found: list[int] = []
+    _gather((value,), found)
+    return found
 
 
+def _gather(parts: Iterable[Any], found: list[int]) -> None:
+    for part in parts:
+        if isinstance(part, Slot):
+            found.append(part.index)
+        elif isinstance(part, (tuple, list)):
+            _gather(part, found)
+        elif isinstance(part, dict):
+            _gather(part.values(), found)
+
+
+def exchanged(value: Any, kind: type[T], exchange: Callable[[T], Any]) -> Any:
+    """An operation's arguments with everything of one kind exchanged."""
+    if isinstance(value, kind):
+        return exchange(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)([exchanged(part, kind, exchange) for part in value])
+    if isinstance(value, dict):
+        return {name: exchanged(part, kind, exchange) for name, part in value.items()}
+    return value
+
+
+@cache
 def base_name(target: Any) -> str:
     """An operation's name without namespace and overload: "relu" of `aten.relu.default`."""
     return str(target._schema.name).rpartition("::")[2]
@@ -118,4 +137,4 @@ def replay(
 
 def filled(template: Any, values: Mapping[int, Any] | Sequence[Any]) -> Any:
     """An operation's arguments with the tensors in the slots' places."""
-    return pytree.tree_map_only(Slot, lambda slot: values[slot.index], template)
+    return exchanged(template, Slot, lambda slot: values[slot.index])

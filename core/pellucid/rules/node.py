@@ -46,7 +46,7 @@ class Site:
         self.target: Any = made.target
         self.base = base_name(made.target).removesuffix("_") if not base_name(made.target).startswith("__") else ""
         self.op = NAMES.get(self.base, self.base)
-        operands = list(slots_in(made.args))
+        operands = slots_in(made.args)
         self.active = tuple(index for index, slot in enumerate(operands) if slot in active) if not made.cut else ()
         varying = [slot for slot in slots_in((made.args, made.kwargs)) if slot in depends]
         if made.cut:
@@ -67,7 +67,7 @@ class Site:
         self.primary = False
         self.nonnegative: tuple[bool, ...] = (False,) * len(self.slots)
         self.kwargs = made.kwargs
-        self._tensors_in_kwargs = any(True for _ in slots_in(made.kwargs))
+        self._tensors_in_kwargs = bool(slots_in(made.kwargs))
 
     def settle(self, carrying: frozenset[int]) -> None:
         """Fixes which results carry something back, once all operations are known."""

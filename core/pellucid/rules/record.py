@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functionalize
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pellucid.errors import Unsuitable
-from pellucid.rules.graph import Graph, Op, Slot, base_name, slots_in
+from pellucid.rules.graph import Graph, Op, Slot, base_name, exchanged, slots_in
 
 DATA_DEPENDENT = frozenset(
     {"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim",
@@ -110,15 +110,13 @@ class Recorder(TorchDispatchMode):
             with self:
                 return run(*args, **kwargs)
         name = base_name(func)
-        template = pytree.tree_map_only(Tensor, lambda tensor: Slot(self.slot(tensor)), (args, kwargs))
+        template = exchanged((args, kwargs), Tensor, lambda tensor: Slot(self.slot(tensor)))
         depends = set() if name in BY_FORM else self._depends.intersection(slots_in(template))
         if depends and (name in DATA_DEPENDENT or (name == "index" and _by_mask(args, self))):
             raise DataDependent(name, self.layer)
-        changed = [
-            argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write
-        ]
-        before = [id(value) for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if changed:
+        before: list[int] = []
+        if changed := _writes(func):
+            exchanged((args, kwargs), Tensor, lambda tensor: before.append(id(tensor)))
             for slot in slots_in(template):
                 if slot in self._values:
                     self._values[slot] = self._values[slot].clone()
@@ -147,7 +145,7 @@ class Recorder(TorchDispatchMode):
     def _changed(self, func: Any, name: str, template: Any, result: Any, depends: set[int], given: list[int]) -> Any:
         """An operation in place, which is only left where nothing else can see the change."""
         functional = _functional(func)
-        slots = list(slots_in(template))
+        slots = slots_in(template)
         target = slots[0] if slots else -1
         if functional is None or not isinstance(result, Tensor) or id(result) != given[0]:
             if depends:
@@ -197,6 +195,13 @@ class Recorder(TorchDispatchMode):
         return [one for one in others if storage and one.untyped_storage().data_ptr() == storage]
 
 
+@cache
+def _writes(func: Any) -> bool:
+    """Whether an operation changes any of its arguments in place."""
+    return any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments)
+
+
+@cache
 def _functional(func: Any) -> Any:
     """The operation that does without in place what `func` does in place."""
     packet = getattr(torch.ops.aten, base_name(func).removesuffix("_"), None)

@@ -29,14 +29,14 @@ def right_class(case: Case) -> None:
     known = isinstance(expected, type) and issubclass(expected, Explanation)
     require(known, f"output={case.subject.record.output!r} is no result; expected 'attribution', 'scores', ...")
     assert isinstance(expected, type)
-    result = case.run()
+    result = case.plain()
     require(isinstance(result, expected), f"it returns a {type(result).__name__}; expected {expected.__name__}")
 
 
 @result_check("gives finite values, one row for each example", BY_EXAMPLE)
 def rows(case: Case) -> None:
     """On inputs and models without anything special."""
-    result = case.run()
+    result = case.plain()
     for leaf in values_of(result):
         require(len(leaf) == len(TARGETS), f"the values have {len(leaf)} rows for {len(TARGETS)} examples")
         require(torch.isfinite(leaf).all(), "some values are not finite")
@@ -46,7 +46,7 @@ def rows(case: Case) -> None:
 @result_check("gives values of the shape of what they are over", ATTRIBUTING, kinds={"explainer"})
 def right_shape(case: Case) -> None:
     """The inputs' shape, or a layer's: its output, its grid or its channels."""
-    inputs, result = case.inputs(), case.run()
+    inputs, result = case.inputs(), case.plain()
     assert isinstance(result, Attribution)
     shape = tuple(values_of(result)[0].shape)
     if result.over == "input":
@@ -62,7 +62,7 @@ def right_shape(case: Case) -> None:
 @result_check("says where it comes from", kinds={"explainer"}, once=True)
 def provenance(case: Case) -> None:
     """Technique, parameters, model, inputs, seed, passes and time; all of them can be written as JSON."""
-    meta = case.run().meta
+    meta = case.plain().meta
     missing = [
         name
         for name in ("technique", "model", "model_hash", "input_hash", "pellucid_version", "torch_version", "created")
@@ -78,7 +78,7 @@ def provenance(case: Case) -> None:
 @result_check("records the classes that it explained", kinds={"explainer"})
 def recorded_target(case: Case) -> None:
     """Whether they were given or predicted."""
-    classes = case.run().target.classes
+    classes = case.plain().target.classes
     require(classes is not None and classes.tolist() == list(TARGETS), f"target.classes are {classes}")
     if case.subject.record is not None and not case.subject.record.uses:
         return  # nothing was predicted where nothing was looked at
@@ -92,7 +92,7 @@ def recorded_target(case: Case) -> None:
 @result_check("gives every certificate a verdict")
 def verdicts(case: Case) -> None:
     """A name, a number, and whether it holds."""
-    for check in case.run().checks:
+    for check in case.plain().checks:
         require(bool(check.name.strip()), "a check has no name")
         require(check.verdict in ("pass", "fail", "info"), f"check '{check.name}' has the verdict {check.verdict!r}")
         require(check.value is None or not math.isnan(check.value), f"check '{check.name}' measured no number")
@@ -102,7 +102,7 @@ def verdicts(case: Case) -> None:
 @result_check("gives a result that can be saved, read and sliced")
 def kept(case: Case) -> None:
     """With the same bits."""
-    result = case.run()
+    result = case.plain()
     with tempfile.TemporaryDirectory() as folder:
         read = load(result.save(Path(folder) / "result"))
     require(type(read) is type(result), f"a {type(result).__name__} was read as a {type(read).__name__}")
@@ -118,7 +118,7 @@ def drawn(case: Case) -> None:
     """As a figure of matplotlib, without a display."""
     from matplotlib.figure import Figure
 
-    figure = case.run().plot()
+    figure = case.plain().plot()
     require(isinstance(figure, Figure), f"plot() gives a {type(figure).__name__}; expected a matplotlib Figure")
     require(figure.axes, "plot() gives an empty figure")
 
@@ -126,7 +126,7 @@ def drawn(case: Case) -> None:
 @result_check("names itself, and says which scores are good", FAITHFUL, kinds={"evaluator"})
 def named_scores(case: Case) -> None:
     """In every row of the scores."""
-    result = case.run()
+    result = case.plain()
     for row in getattr(result, "rows", ()):
         require(row.explanation == "given", f"the scores are of {row.explanation!r}; expected the explanation's name")
         require(row.metric, "the scores do not name their metric")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 from unittest import mock
 
@@ -38,7 +37,7 @@ from pellucid.results import (
 )
 from pellucid.rules.program import Program
 from pellucid.testing.laws import Skipped, require
-from pellucid.testing.models import FEATURES, IMAGE, SmallNet, SmallTable, randomised
+from pellucid.testing.models import FEATURES, IMAGE, SmallNet, SmallTable, copied, randomised
 from pellucid.testing.subject import Subject
 
 TRAINED = 10
@@ -113,8 +112,7 @@ class Case:
 
     def model(self, label: str = "model", dtype: torch.dtype = torch.float64) -> nn.Module:
         """A new model in eval mode, with the same weights for the same label."""
-        made = copy.deepcopy(_unset(self.table))
-        return randomised(made, self.generator(label).initial_seed()).to(dtype)
+        return copied(_first(self.table, self.generator(label).initial_seed())).to(dtype)
 
     def run(
         self,
@@ -137,6 +135,14 @@ class Case:
         else:
             result = explain(model, inputs, technique, target, **options)
         return result
+
+    def plain(self) -> Explanation:
+        """The result of `run()` of another instance, made once for all checks that read it or compare with it."""
+        key = (self.index, self.seed, self.table)
+        known = self.subject.plain.get(key)
+        if known is None:
+            known = self.subject.plain[key] = self.run(technique=self.fresh())
+        return known
 
     def explanation(self, inputs: Any, target: Any = None) -> Explanation:
         """What evaluators are given to score: what depends on each example alone, or exemplars."""
@@ -204,10 +210,10 @@ class Case:
         return technique.evaluate(sample, self.explanation(sample.inputs, list(TARGETS)))
 
 
-@cache
-def _unset(table: bool) -> nn.Module:
-    """A model of which every check gets a copy of its own: to copy one is much faster than to make one."""
-    return (SmallTable() if table else SmallNet()).double()
+@lru_cache(maxsize=16)
+def _first(table: bool, seed: int) -> nn.Module:
+    """A model of which every check gets a copy of its own."""
+    return randomised((SmallTable() if table else SmallNet()).double(), seed)
 
 
 def _classes(target: Any) -> Tensor | None:

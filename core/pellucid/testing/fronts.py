@@ -26,7 +26,7 @@ from pellucid.testing import (  # noqa: F401
     trajectories,
 )
 from pellucid.testing.case import Case
-from pellucid.testing.laws import GROUPS, LAWS, Broken, Law, Skipped
+from pellucid.testing.laws import GROUPS, LAWS, PLANTING, Broken, Law, Skipped
 from pellucid.testing.report import Report, Result
 from pellucid.testing.state import isolated
 from pellucid.testing.subject import Subject, subject_of
@@ -62,8 +62,10 @@ class Trial:
         instances = self.subject.instances()
         skipped: list[Skipped] = []
         used = instances[:1] if self.law.once else instances
+        # Checks that plant something plant their own; the others look at the same examples, and share a result.
+        own = self.law.sentence if self.law.group in PLANTING else ""
         for index, instance in enumerate(used):
-            digest = hashlib.blake2b(f"{self.law.sentence} {index} {self.seed}".encode(), digest_size=4).digest()
+            digest = hashlib.blake2b(f"{own} {index} {self.seed}".encode(), digest_size=4).digest()
             case = Case(self.subject, index, int.from_bytes(digest, "big"))
             try:
                 with isolated():
@@ -184,8 +186,9 @@ PREFACE = """# Conformance
 What every technique is held to. `pellucid check NAME`, `pellucid.testing.check_technique(name)` and
 `@pellucid.testing.parametrize_with_checks([name])` run these checks. Each gets fresh inputs, a fresh model and a fresh
 instance, one after the other of those that the class's `test_instances()` gives (by default one, with default
-parameters). `axioms` is what a class claims besides. A class excuses a check with
-`known_failures = {sentence: reason}`; an excused check that passes is a failure.
+parameters); checks that only read the result of a plain run, or compare others with it, share that result. `axioms` is
+what a class claims besides. A class excuses a check with `known_failures = {sentence: reason}`; an excused check that
+passes is a failure.
 
 This page is made by `pellucid.testing.page()`. A technique ..."""
 

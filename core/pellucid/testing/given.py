@@ -24,7 +24,7 @@ SINGLE = 1e-3
 @type_check("answers in the precision that it is asked in", kinds={"explainer"})
 def precision(case: Case) -> None:
     """Double in, double out; single agrees with it."""
-    double = case.run()
+    double = case.plain()
     single = case.run(case.model(dtype=torch.float32), case.inputs(dtype=torch.float32))
     for values, dtype in ((values_of(double), torch.float64), (values_of(single), torch.float32)):
         found = {str(leaf.dtype) for leaf in values}
@@ -35,7 +35,7 @@ def precision(case: Case) -> None:
 @type_check("keeps double precision all the way", LOOKING, kinds={"explainer"})
 def double_all_the_way(case: Case) -> None:
     """Values that are all exact in single precision have been there."""
-    for leaf in values_of(case.run()):
+    for leaf in values_of(case.plain()):
         lost = torch.equal(leaf, leaf.float().double()) and bool((leaf != 0).any())
         require(not lost, "every value is a number of single precision; something casts to float on the way")
 
@@ -65,7 +65,7 @@ def not_a_number(case: Case) -> None:
 @type_check("gives the same without grad mode, in inference mode, and of a frozen model in train mode")
 def circumstances(case: Case) -> None:
     """How the caller's process is set does not matter."""
-    expected = case.run()
+    expected = case.plain()
     model = case.model()
     for circumstance in (torch.no_grad, torch.inference_mode):
         with circumstance():

@@ -41,6 +41,9 @@ GROUPS = (
 )
 """The titles of the groups, in their order."""
 
+PLANTING = frozenset({"Planted truth", "Maps of points", "Maps through time"})
+"""The groups whose checks plant what must be found."""
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -178,6 +180,23 @@ class Failing(nn.Module):
         if self.countdown == -1:
             raise self.error
         return logits
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy with tensors of its own; of models as plain as those of the checks, several times faster than a deep copy.
+
+    Whatever is no tensor, dictionary or set is shared.
+    """
+    made = copy.copy(model)
+    own = vars(made)
+    own.update({name: value.copy() for name, value in own.items() if isinstance(value, (dict, set))})
+    for name, parameter in model._parameters.items():
+        made._parameters[name] = None if parameter is None else nn.Parameter(parameter.detach().clone())
+    for name, buffer in model._buffers.items():
+        made._buffers[name] = None if buffer is None else buffer.clone()
+    for name, part in model._modules.items():
+        made._modules[name] = None if part is None else copied(part)
+    return made
 
 
 def randomised(model: nn.Module, seed: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pellucid.errors import ParameterError, Unavailable
@@ -31,6 +31,7 @@ class Subject:
         cls: its class.
         record: its record, or None for a class that is in no registry.
         make: makes its test instances, new ones at each call.
+        plain: what `Case.plain` has made, by instance, seed and kind of inputs.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Subject:
     cls: type[Any]
     record: Technique | None
     make: Callable[[], list[Any]]
+    plain: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def tags(self) -> frozenset[str]:
