@@ -26,4 +26,6 @@ bench:
     python -m benchmarks.speed
     python -m benchmarks.memory
     python -m benchmarks.layers
+    for what in conservation speed composites memory; do python -m benchmarks.relevance $what; done
+    for what in completeness speed; do python -m benchmarks.differences $what; done
     python -m benchmarks.tables

@@ -199,7 +199,7 @@ def pca() -> list[dict[str, object]]:
 
         title = f"PCA, {' x '.join(map(str, shape))}{'' if decays else ', flat spectrum'}"
         row = {"name": title, "aim": 1.2} | ratios(
-            {"randomised SVD": theirs, "pellucid": ours}, "randomised SVD", repeats=2
+            {"randomised SVD": theirs, "pellucid": ours}, "randomised SVD", repeats=2, pause=0.3
         )
         rows.append(row | {"explained": {name: round(value, 6) for name, value in explained.items()}})
         print(rows[-1], flush=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 
 import torch
 
@@ -19,9 +19,9 @@ from pellucid.testing.subject import subject_of
 
 def main(only: list[str], details: int) -> None:
     """Runs every check of the chosen families' techniques; prints and saves what they took."""
-    by_family: Counter[str] = Counter()
-    by_technique: Counter[str] = Counter()
-    by_check: Counter[str] = Counter()
+    by_family: dict[str, float] = defaultdict(float)
+    by_technique: dict[str, float] = defaultdict(float)
+    by_check: dict[str, float] = defaultdict(float)
     failed: list[str] = []
     for record in pellucid.techniques(distribution="pellucid", available=True):
         if only and record.plugin not in only:
@@ -39,12 +39,17 @@ def main(only: list[str], details: int) -> None:
         by_family[record.plugin] += by_technique[record.name]
     print(f"{sum(by_family.values()):.1f} s, {len(by_technique)} techniques; failed: {failed or 'none'}")
     for counts in (by_family, by_technique, by_check):
-        for name, seconds in counts.most_common(details):
+        for name, seconds in slowest(counts)[:details]:
             print(f"{seconds:7.2f}  {name}")
         print()
     if not only:
         whole = {"name": "all", "seconds": round(sum(by_family.values()), 1), "techniques": len(by_technique)}
-        measure.save("kit", [whole, *({"name": name, "seconds": round(s, 1)} for name, s in by_family.most_common())])
+        measure.save("kit", [whole, *({"name": name, "seconds": round(s, 1)} for name, s in slowest(by_family))])
+
+
+def slowest(seconds: dict[str, float]) -> list[tuple[str, float]]:
+    """The names with their seconds, from the longest to the shortest."""
+    return sorted(seconds.items(), key=lambda one: -one[1])
 
 
 if __name__ == "__main__":

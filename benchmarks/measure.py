@@ -15,11 +15,19 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median seconds of each contender over some rounds, after one round to warm up."""
+def interleaved(contenders: dict[str, Callable[[], object]], repeats: int, pause: float = 0.0) -> dict[str, float]:
+    """The median seconds of each contender over some rounds, after one round to warm up.
+
+    Args:
+        contenders: what is timed, by name.
+        repeats: how many rounds.
+        pause: seconds of rest before each: idle threads of one library's matrix products spin on for a while, and would
+            take a core from the next contender where that uses another library.
+    """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name, run in contenders.items():
+            time.sleep(pause)
             started = time.perf_counter()
             run()
             if repeat:
@@ -27,9 +35,9 @@ def interleaved(contenders: dict[str, Callable[[], object]], repeats: int) -> di
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def ratios(contenders: dict[str, Callable[[], object]], limit: str, repeats: int) -> dict[str, Any]:
-    """The seconds of each contender and their ratios to the limit."""
-    seconds = interleaved(contenders, repeats)
+def ratios(contenders: dict[str, Callable[[], object]], limit: str, repeats: int, pause: float = 0.0) -> dict[str, Any]:
+    """The seconds of each contender and their ratios to the limit; `pause` as for `interleaved`."""
+    seconds = interleaved(contenders, repeats, pause)
     return {
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "ratio": {name: round(value / seconds[limit], 3) for name, value in seconds.items()},

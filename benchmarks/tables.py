@@ -75,6 +75,16 @@ def layers() -> str:
     )
 
 
+def listing() -> str:
+    """How long `pellucid list` takes."""
+    plain, more = _rows("listing")
+    return (
+        f"`pellucid list`, in a fresh process: {plain['seconds']['median']:.2f} s with the {plain['techniques']} "
+        f"built-in techniques (aim {plain['aim']:.1f}), {more['seconds']['median']:.2f} s with 100 more of ten other "
+        f"distributions (aim {more['aim']:.1f}); the longest of 15 runs {more['seconds']['longest']:.2f} s."
+    )
+
+
 def rules() -> str:
     """What rule passes cost, beside zennit and integrated gradients with 50 steps."""
 
@@ -127,6 +137,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "memory": memory,
     "layers": layers,
+    "listing": listing,
     "rules": rules,
     "exactness": exactness,
     "techniques": techniques,

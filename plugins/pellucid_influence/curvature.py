@@ -27,7 +27,7 @@ from pellucid import (
 )
 from pellucid_influence.progress import Progress
 from pellucid_influence.softened import Softened
-from pellucid_influence.training import BLOCK_BYTES, LARGEST, PANEL_BYTES, Kernel, check_covered, told
+from pellucid_influence.training import BLOCK_BYTES, LARGEST, PANEL_BYTES, Kernel, check_covered, classes_of, told
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +75,7 @@ class Curvature:
         blocks: where finished blocks of rows are kept, and taken from; of rows that do not fit in memory, what is made
             of them.
         digest: of the model, the parameters and the matrix that is asked, where blocks are kept.
+        classes: how many classes the model tells apart; 0 where it is no classifier.
         trace: the sum of its eigenvalues.
         traces: (N,) what each example adds to N times the trace.
         found: what is certified of the training examples.
@@ -86,6 +87,7 @@ class Curvature:
     factors: Factors
     blocks: Blocks = field(default_factory=lambda: Blocks(None))
     digest: str = ""
+    classes: int = 0
     trace: float = 0.0
     traces: Tensor = field(default_factory=lambda: torch.empty(0))
     found: Kernel | None = None
@@ -214,7 +216,7 @@ class Curvature:
                 "outputs for all of them. Look for the examples at which it does not"
             )
         gradient, covered = float(mean.norm()), self.factors.check()
-        self.found = Kernel(torch.empty(0), squares, losses, gradient, covered)
+        self.found = Kernel(torch.empty(0), squares, losses, gradient, covered, classes=self.classes)
 
 
 def observed(
@@ -249,7 +251,7 @@ def observed(
         )
     outputs = _outputs(seen.outputs, train) if kind == "gauss_newton" else 0
     asked = digest(seen.digest, list(parameters), outputs)
-    curvature = Curvature(train, parameters, outputs, seen.factors, blocks, asked)
+    curvature = Curvature(train, parameters, outputs, seen.factors, blocks, asked, classes_of(seen.outputs))
     yield from curvature.gather()
     return seen.factors.written().double(), curvature
 

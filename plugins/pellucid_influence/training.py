@@ -104,10 +104,14 @@ def panel(sample: Sample | Training | Joined, start: int, last: int = 0, **asked
         scores.append(seen.scores)
         step = max(1, min(LOOK, PANEL_BYTES // 4 * len(seen.factors) // max(seen.factors.nbytes, 1)))
         start = stop
-    outputs, factors = seen.outputs, Factors.cat(found)
-    classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() == 2 else 0
+    factors, classes = Factors.cat(found), classes_of(seen.outputs)
     model = digest(seen.digest, [layer.names for layer in factors]) if seen.digest else ""
     return Panel(factors, torch.cat(scores), start, classes, model)
+
+
+def classes_of(outputs: Any) -> int:
+    """How many classes a model with such outputs tells apart; 0 where it is no classifier."""
+    return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() == 2 else 0
 
 
 def check_covered(factors: Factors) -> None:
@@ -391,8 +395,7 @@ def learnt(train: Training, weights: Mapping[str, Tensor]) -> Passes[list[Check]
     told, step, start, classes = Told(), LOOK, 0, 0
     while start < len(train):
         seen = yield Look(at=train[start : start + step], outputs=True, factors=("*",), weights=weights)
-        factors, outputs = seen.factors, seen.outputs
-        classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.dim() == 2 else 0
+        factors, classes = seen.factors, classes_of(seen.outputs)
         told.add(_alone(factors, seen.scores), seen.scores.device)
         start, step = start + step, min(LOOK, block_rows(factors)) if factors.layers else LOOK
     squares, losses = torch.cat(told.squares), torch.cat(told.losses)

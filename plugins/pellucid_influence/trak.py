@@ -38,6 +38,7 @@ from pellucid_influence.training import (
     block_rows,
     certificates,
     check_covered,
+    classes_of,
     inverse,
     kernel,
     shown,
@@ -165,7 +166,9 @@ class TRAK(Explainer):
         covariance = features.T @ features
         ridge = self._ridge(float(covariance.trace()), min(len(train), self.projection))
         moved = features @ inverse(covariance, ridge, "ridge")
-        found = Kernel(queries.features @ features.T, seen.squares, seen.scores, None, seen.covered)
+        found = Kernel(
+            queries.features @ features.T, seen.squares, seen.scores, None, seen.covered, classes=queries.classes
+        )
         return queries.features @ moved.T, (features * moved).sum(dim=1), found
 
 
@@ -179,6 +182,7 @@ class Sketched(NamedTuple):
         covered: the certificate of the parameters that are left out.
         step: how many examples are looked at together.
         digest: of the model, where blocks are kept.
+        classes: how many classes the model tells apart; 0 where it is no classifier.
     """
 
     features: Tensor
@@ -187,6 +191,7 @@ class Sketched(NamedTuple):
     covered: Check
     step: int
     digest: str
+    classes: int
 
 
 @dataclass(eq=False)
@@ -211,7 +216,7 @@ class Sketch:
     def of(self, examples: Sample | Training, queries: Sketched | None = None) -> Passes[Sketched]:
         """The sketch of the queries, or, once theirs is known, that of training examples, in blocks that are kept."""
         parts: list[Mapping[str, Tensor]] = []
-        step, model, start = (queries.step, queries.digest, 0) if queries else (LOOK, "", 0)
+        step, model, start, classes = (queries.step, queries.digest, 0, 0) if queries else (LOOK, "", 0, 0)
         covered = queries.covered if queries else Check.info("")
         blocks = self.blocks if queries else Blocks(None)
         device = examples.device if isinstance(examples, Sample) else examples.queries.device
@@ -219,8 +224,10 @@ class Sketch:
             sample = some(examples, start, min(len(examples), start + step))
             key = digest(model, self.size, self.draw, list(self.parameters), told(sample)) if blocks else ""
             if (part := blocks.found(key)) is None:
-                asks = bool(self.blocks) and not model
-                seen = yield Look(at=sample, factors=self.parameters, weights=self.weights, digest=asks)
+                asked: dict[str, Any] = {"factors": self.parameters, "weights": self.weights}
+                if queries is None:
+                    asked |= {"outputs": True, "digest": bool(self.blocks)}
+                seen = yield Look(at=sample, **asked)
                 check_covered(seen.factors)
                 part = {
                     "features": self.projected(seen.factors),
@@ -228,18 +235,15 @@ class Sketch:
                     "squares": seen.factors.squares(),
                 }
                 blocks.keep(key, part)
-                if not queries:
-                    covered, step, model = (
-                        seen.factors.check(),
-                        min(LOOK, block_rows(seen.factors)),
-                        model or seen.digest,
-                    )
+                if queries is None:
+                    covered, classes = seen.factors.check(), classes_of(seen.outputs)
+                    step, model = min(LOOK, block_rows(seen.factors)), model or seen.digest
             parts.append(part)
             start += len(sample)
         features, scores, squares = (
             torch.cat([part[name].to(device) for part in parts]) for name in ("features", "scores", "squares")
         )
-        return Sketched(features, scores, squares, covered, step, model)
+        return Sketched(features, scores, squares, covered, step, model, classes)
 
     def projected(self, factors: Factors) -> Tensor:
         """(n, size) of factors, layer by layer, in double precision."""

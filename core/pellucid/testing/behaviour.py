@@ -24,9 +24,9 @@ example_check = Group("Examples", BOTH)
 target_check = Group("Target")
 
 ROUNDING = 1e-6
+"""Where other batches make other roundings: in double precision, and far below any real difference."""
 DRAWS = 6
 """How many further networks are tried where all values are zero."""
-"""Where other batches make other roundings: in double precision, and far below any real difference."""
 
 
 @behaviour_check("gives the same bits under the same seed")

@@ -111,10 +111,7 @@ def test_the_duplicates_are_seen_by_training_anew():
 )
 def test_a_singular_system_names_what_to_raise(name, options, word):
     x, y = data()
-    if name == "trak, projected":
-        explained = by("trak")
-    else:
-        explained = EXPLAINED[name]
+    explained = by("trak") if name == "trak, projected" else EXPLAINED[name]
     with pytest.raises(ParameterError, match=f"singular.* {word} of .*greater {word}"):
         explained((torch.cat([x, x]), torch.cat([y, y])), **options)
 

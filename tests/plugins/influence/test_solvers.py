@@ -328,7 +328,7 @@ def test_a_low_rank_looks_at_each_row_once_also_where_not_all_fit_in_memory(monk
     assert sum(counted) <= 23 + (23 + 17 + 4) + 2  # outputs, gradients, and the guard's rows
     monkeypatch.setattr(shared, "block_rows", lambda factors: 5)
     monkeypatch.setattr(shared, "LOOK", 5)
-    monkeypatch.setattr(shared, "PANEL_BYTES", 10_000)  # fewer than the seventeen rows
+    monkeypatch.setattr(shared, "PANEL_BYTES", 5_000)  # fewer than the seventeen rows
     counted.clear()
     found = explain(model, q, technique, target=1)
     assert sum(counted) > 23 + (23 + 17 + 4) + 2
