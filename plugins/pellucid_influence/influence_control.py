@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid import Explainer, Influence, Look, Passes, Sample, Training
+from pellucid_influence.certificates import shown
 from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
-from pellucid_influence.training import LARGEST, shown
+from pellucid_influence.training import LARGEST
 
 
 @dataclass(frozen=True, eq=False)

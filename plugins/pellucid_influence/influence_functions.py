@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, MinLen
 from torch import Tensor
 
 from pellucid import Blocks, Check, Explainer, Influence, ParameterError, Passes, Sample, Training, digest
+from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.curvature import Block, observed
 from pellucid_influence.data import source, training
 from pellucid_influence.ek_fac import ek_fac
@@ -18,7 +19,7 @@ from pellucid_influence.low_rank import low_rank
 from pellucid_influence.ntk_influence import noise
 from pellucid_influence.softened import Softened
 from pellucid_influence.solvers import LARGEST, conjugate_gradients, explicit, lissa
-from pellucid_influence.training import certificates, inverse, kernel, shown
+from pellucid_influence.training import inverse, kernel
 
 SHARE = 0.1
 """The damping "auto", as a share of the curvature's mean eigenvalue."""

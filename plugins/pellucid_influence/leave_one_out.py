@@ -10,8 +10,8 @@ from annotated_types import Ge
 from pydantic import InstanceOf
 
 from pellucid import Check, Explainer, Influence, InputError, Look, Passes, Sample, Trainer
+from pellucid_influence.certificates import learnt, shown
 from pellucid_influence.data import training
-from pellucid_influence.training import learnt, shown
 
 
 @dataclass(frozen=True, eq=False)

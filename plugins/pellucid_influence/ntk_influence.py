@@ -10,9 +10,10 @@ import torch
 from annotated_types import Gt, MinLen
 
 from pellucid import Blocks, Explainer, Influence, Passes, Sample
+from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.data import source, training
 from pellucid_influence.surrogate import contributions
-from pellucid_influence.training import certificates, kernel, shown
+from pellucid_influence.training import kernel
 
 
 @dataclass(frozen=True, eq=False)

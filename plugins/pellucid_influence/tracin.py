@@ -11,9 +11,10 @@ import torch
 from annotated_types import MinLen
 
 from pellucid import Blocks, Check, Explainer, Influence, ParameterError, Passes, Sample
+from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
-from pellucid_influence.training import certificates, kernel, shown
+from pellucid_influence.training import kernel
 
 
 @dataclass(frozen=True, eq=False)

@@ -306,10 +306,10 @@ class Told:
 
 def _part(query: Factors, train: Factors, losses: Tensor, first: bool) -> dict[str, Tensor]:
     """A finished block: the inner products, and at the first queries what concerns the training examples alone."""
-    return {"values": query.inner(train), **(_alone(train, losses) if first else {})}
+    return {"values": query.inner(train), **(alone(train, losses) if first else {})}
 
 
-def _alone(train: Factors, losses: Tensor) -> dict[str, Tensor]:
+def alone(train: Factors, losses: Tensor) -> dict[str, Tensor]:
     """What concerns the training examples alone; of a model none of whose parameters is covered, the losses."""
     if not train.layers:
         return {"squares": losses[:0], "losses": losses}
@@ -363,58 +363,3 @@ def factored(matrix: Tensor, damping: float, word: str = "damping") -> Tensor:
             f"{word}, such as the default"
         )
     return factor
-
-
-def certificates(found: Kernel, train: Training) -> list[Check]:
-    """What stands beside every influence: what was left out, and whether the model has learnt its training data."""
-    labels = train.labels
-    guess = constant_loss(labels)
-    share = float(found.losses.double().mean()) / guess if guess > 0 else 0.0
-    note = "the mean training loss as a share of the best constant guess's"
-    if len(found.squares):
-        mean = float(found.squares.double().clamp_min(0).sqrt().mean())
-        note += f"; gradient norms are {mean:.3g} on average"
-    if found.gradient is not None:
-        note += f", that of the mean loss is {found.gradient:.3g}"
-    if share >= UNTRAINED:
-        note += "; the model looks untrained, so that what an example adds to it says little"
-    checks = [found.covered, Check.bound("training loss", share, UNTRAINED, note)]
-    if found.classes and not labels.is_floating_point():
-        absent = (torch.bincount(labels.reshape(-1), minlength=found.classes) == 0).nonzero()[:, 0].tolist()
-        named = ", ".join(map(str, absent[:10])) + (" and others" if len(absent) > 10 else "")
-        lacking = f"no training example is of the classes {named}, for which none can speak" if absent else "none"
-        checks.append(Check.bound("classes without examples", len(absent), 0, lacking))
-    return checks
-
-
-UNTRAINED = 0.9
-
-
-def learnt(train: Training, weights: Mapping[str, Tensor]) -> Passes[list[Check]]:
-    """Whether a model with such weights has learnt its training data, and which classes these lack."""
-    told, step, start, classes = Told(), LOOK, 0, 0
-    while start < len(train):
-        seen = yield Look(at=train[start : start + step], outputs=True, factors=("*",), weights=weights)
-        factors, classes = seen.factors, classes_of(seen.outputs)
-        told.add(_alone(factors, seen.scores), seen.scores.device)
-        start, step = start + step, min(LOOK, block_rows(factors)) if factors.layers else LOOK
-    squares, losses = torch.cat(told.squares), torch.cat(told.losses)
-    covered = factors.check()
-    return certificates(Kernel(torch.empty(0), squares, losses, told.gradient, covered, classes=classes), train)[1:]
-
-
-def constant_loss(labels: Tensor) -> float:
-    """The mean loss of the best guess that does not look at the inputs."""
-    if labels.is_floating_point():
-        spread = (labels - labels.mean(dim=0)).double().square()
-        return float(spread.reshape(len(labels), -1).sum(dim=1).mean())
-    shares = torch.bincount(labels.reshape(-1)).double() / labels.numel()
-    shares = shares[shares > 0]
-    return -float((shares * shares.log()).sum())
-
-
-def shown(train: Training) -> dict[str, Any]:
-    """What an `Influence` keeps of the training examples: their classes, and the inputs where they are images."""
-    labels, inputs = train.labels, train.source.inputs
-    classes = None if labels.is_floating_point() or labels.dim() > 1 else labels
-    return {"train_labels": classes, "train": inputs if inputs is not None and inputs.dim() == 4 else None}

@@ -30,21 +30,10 @@ from pellucid import (
     Training,
     digest,
 )
+from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
-from pellucid_influence.training import (
-    LOOK,
-    Kernel,
-    block_rows,
-    certificates,
-    check_covered,
-    classes_of,
-    inverse,
-    kernel,
-    shown,
-    some,
-    told,
-)
+from pellucid_influence.training import LOOK, Kernel, block_rows, check_covered, classes_of, inverse, kernel, some, told
 
 SHARE = 0.3
 """The ridge "auto", as a share of the kernel's mean eigenvalue."""

@@ -12,10 +12,11 @@ from pydantic import InstanceOf
 from torch import nn
 
 from pellucid import Blocks, Check, Explainer, Influence, Look, ParameterError, Passes, Sample, Trainer, Unsuitable
+from pellucid_influence.certificates import learnt, shown
 from pellucid_influence.data import training
 from pellucid_influence.leave_one_out import small_trainer
 from pellucid_influence.recorded import Recorded
-from pellucid_influence.training import check_covered, learnt, shown
+from pellucid_influence.training import check_covered
 
 ALIKE = 1e-3
 """How far, as a share of the greatest, the trained model's scores may be from those of the explained one."""
