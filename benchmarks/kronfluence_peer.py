@@ -18,7 +18,12 @@ Data = tuple[Tensor, Tensor]
 
 
 def ek_fac(
-    model: nn.Module, train: Data, queries: dict[str, Data], dampings: Iterable[float | None], batch: int = 256
+    model: nn.Module,
+    train: Data,
+    queries: dict[str, Data],
+    dampings: Iterable[float | None],
+    batch: int = 256,
+    temperature: float = 1.0,
 ) -> tuple[dict[tuple[str, float | None], Tensor], dict[str, float]]:
     """Influences (Q, N) on the queries' losses by name of the queries and damping, and the seconds of the parts.
 
@@ -29,6 +34,7 @@ def ek_fac(
         dampings: of kronfluence's `damping_factor`: absolute, or None for its heuristic, a tenth of the mean eigenvalue
             of each layer.
         batch: examples at once.
+        temperature: by which outputs are divided in the training loss; the queries' is as it is.
     """
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -37,13 +43,14 @@ def ek_fac(
     class Classification(Task):  # type: ignore[misc]
         def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
             inputs, labels = batch
-            logits = model(inputs)
+            logits = model(inputs) / temperature
             if sample:
                 labels = torch.multinomial(logits.detach().softmax(dim=1), 1).flatten()
             return F.cross_entropy(logits, labels, reduction="sum")
 
         def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return self.compute_train_loss(batch, model)
+            inputs, labels = batch
+            return F.cross_entropy(model(inputs), labels, reduction="sum")
 
     logging.disable(logging.WARNING)
     torch.manual_seed(0)
