@@ -219,21 +219,22 @@ def test_what_finished_is_in_the_exception(net, images):
     assert isinstance(error.value.errors["bad"], LayerError)
 
 
+class Stopping(nn.Module):
+    """Is interrupted in its third pass."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls = inner, 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise KeyboardInterrupt
+        return self.inner(x)
+
+
 def test_what_finished_before_an_interruption_is_whole(net, images, tmp_path):
-    class Interrupted_(nn.Module):
-        """Is interrupted once it has been run on more than the first round's rows."""
-
-        def __init__(self):
-            super().__init__()
-            self.inner, self.calls = net(), 0
-
-        def forward(self, x):
-            self.calls += 1
-            if self.calls == 3:
-                raise KeyboardInterrupt
-            return self.inner(x)
-
-    model = Interrupted_().train()
+    model = Stopping(net()).train()  # after the first round
     steps = create("integrated_gradients", n_steps=2, tolerance=1e-9, max_steps=100)
     with pytest.raises(Interrupted, match="1 finished") as error:
         pellucid.explain(model, images(), {"first": "saliency", "second": steps}, 1)
@@ -245,22 +246,9 @@ def test_what_finished_before_an_interruption_is_whole(net, images, tmp_path):
 
 
 def test_what_was_served_before_an_interruption_in_the_same_round_is_kept(net, images):
-    class Stopping(nn.Module):
-        """Is interrupted in the third pass of the only round."""
-
-        def __init__(self):
-            super().__init__()
-            self.inner, self.calls = net(), 0
-
-        def forward(self, x):
-            self.calls += 1
-            if self.calls == 3:
-                raise KeyboardInterrupt
-            return self.inner(x)
-
     techniques = {"long": create("smoothgrad", n_samples=9), "short": "saliency"}
     with pytest.raises(Interrupted, match="1 finished") as error:
-        pellucid.explain(Stopping(), images(), techniques, 1, batch_size=3)
+        pellucid.explain(Stopping(net()), images(), techniques, 1, batch_size=3)
     wanted = pellucid.explain(net(), images(), "saliency", 1).values
     torch.testing.assert_close(error.value.results["short"].values, wanted)
 
