@@ -94,7 +94,7 @@ def test_show_tells_record_parameters_and_docstring(site):
     assert ran.returncode == 0
     for line in ["one: Explains.", "  provider    some-dist 1.0, plugin some_dist", "  available   yes"]:
         assert line in ran.stdout.splitlines()
-    assert "  size: int = 3\n  mode: Any = 'mean'\n" in ran.stdout
+    assert "  size: int, default 3\n  mode: Any, default 'mean'\n" in ran.stdout
     assert ran.stdout.endswith("Explains a little.\n\nMore of it.\n")
     told = json.loads(site.run("show", "one", "--json").stdout)
     assert told["parameters"][0] == {"name": "size", "type": "int", "required": False, "default": "3"}

@@ -7,6 +7,7 @@ import inspect
 import json
 from typing import Any
 
+from pellucid.cli._types import type_names
 from pellucid.errors import PluginError, Unavailable
 from pellucid.registry.lookup import technique
 
@@ -26,17 +27,17 @@ def run(options: argparse.Namespace) -> None:
     except (Unavailable, PluginError) as error:
         described |= {"available": False, "error": str(error)}
     else:
-        described["parameters"] = [_parameter(parameter) for parameter in record.parameters()]
+        types = type_names(loaded, record.parameters())
+        described["parameters"] = [_parameter(one, types[one.name]) for one in record.parameters()]
         described["description"] = inspect.getdoc(loaded) or ""
     print(json.dumps(described, indent=2) if options.json else _page(described))
 
 
-def _parameter(parameter: inspect.Parameter) -> dict[str, Any]:
+def _parameter(parameter: inspect.Parameter, kind: str) -> dict[str, Any]:
     required = parameter.default is parameter.empty
-    kind = "" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation)
     return {
         "name": parameter.name,
-        "type": kind.strip("'"),
+        "type": kind,
         "required": required,
         "default": None if required else repr(parameter.default),
     }
@@ -57,6 +58,6 @@ def _page(described: dict[str, Any]) -> str:
         return "\n".join([*lines, described["error"]])
     lines.append("Parameters" if described["parameters"] else "It has no parameters.")
     for parameter in described["parameters"]:
-        default = "required" if parameter["required"] else f"= {parameter['default']}"
-        lines.append(f"  {parameter['name']}: {parameter['type'] or 'Any'} {default}")
+        default = "required" if parameter["required"] else f"default {parameter['default']}"
+        lines.append(f"  {parameter['name']}: {parameter['type'] or 'Any'}, {default}")
     return "\n".join([*lines, "", described["description"]])
