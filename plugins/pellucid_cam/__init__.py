@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The family's table of contents."""
     yield Technique(
         "cam",
+        title="CAM",
         kind="explainer",
         summary="The head's own weights on the last maps: exact where pooling and one linear layer follow.",
         target="pellucid_cam.cam:CAM",
@@ -21,6 +22,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "grad_cam",
+        title="Grad-CAM",
         kind="explainer",
         summary="Weights a layer's maps by the target's mean gradient.",
         target="pellucid_cam.grad_cam:GradCAM",
@@ -32,6 +34,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "grad_cam_pp",
+        title="Grad-CAM++",
         kind="explainer",
         summary="Weights a layer's maps by their positive gradients, so that several objects count alike.",
         target="pellucid_cam.grad_cam_pp:GradCAMPlusPlus",
@@ -43,6 +46,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "hires_cam",
+        title="HiResCAM",
         kind="explainer",
         summary="Multiplies a layer's maps by the target's gradient, position by position.",
         target="pellucid_cam.hires_cam:HiResCAM",
@@ -54,6 +58,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "layer_cam",
+        title="LayerCAM",
         kind="explainer",
         summary="Multiplies a layer's maps by the target's positive gradient, position by position.",
         target="pellucid_cam.layer_cam:LayerCAM",
@@ -65,6 +70,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "xgrad_cam",
+        title="XGrad-CAM",
         kind="explainer",
         summary="Weights a layer's maps by the mean gradient where each map is active.",
         target="pellucid_cam.xgrad_cam:XGradCAM",
@@ -76,6 +82,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "eigen_cam",
+        title="Eigen-CAM",
         kind="explainer",
         summary="The first principal component of a layer's maps, whatever the class.",
         target="pellucid_cam.eigen_cam:EigenCAM",
@@ -87,6 +94,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "score_cam",
+        title="Score-CAM",
         kind="explainer",
         summary="Weights a layer's maps by the score of the input seen through each of them.",
         target="pellucid_cam.score_cam:ScoreCAM",
@@ -98,6 +106,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "guided_grad_cam",
+        title="guided Grad-CAM",
         kind="explainer",
         summary="Grad-CAM's map, upsampled to the image, times guided backpropagation.",
         target="pellucid_cam.guided_grad_cam:GuidedGradCAM",

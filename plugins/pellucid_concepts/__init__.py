@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The family of concepts."""
     yield Technique(
         "tcav",
+        title="TCAV",
         kind="explainer",
         summary="How much concepts, given as sets of examples, count for a class, against random sets.",
         target="pellucid_concepts.tcav:TCAV",
@@ -21,6 +22,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "ace",
+        title="ACE",
         kind="explainer",
         summary="Finds the parts that images of a class share, and how much each counts for the class.",
         target="pellucid_concepts.ace:ACE",

@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The family of examples."""
     yield Technique(
         "mmd_critic",
+        title="MMD-critic",
         kind="explainer",
         summary="Prototypes that stand for a data set, and criticisms: the examples that they represent worst.",
         target="pellucid_examples.mmd_critic:MMDCritic",

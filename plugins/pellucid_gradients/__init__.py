@@ -21,6 +21,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "input_x_gradient",
+        title="input × gradient",
         kind="explainer",
         summary="Each input times the target's gradient by it.",
         target="pellucid_gradients.input_x_gradient:InputXGradient",
@@ -65,6 +66,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "smoothgrad",
+        title="SmoothGrad",
         kind="explainer",
         summary="The mean of the gradient, or of any attribution, over noisy copies of the input.",
         target="pellucid_gradients.smoothgrad:SmoothGrad",
@@ -76,6 +78,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "vargrad",
+        title="VarGrad",
         kind="explainer",
         summary="The variance of the gradient, or of any attribution, over noisy copies of the input.",
         target="pellucid_gradients.vargrad:VarGrad",

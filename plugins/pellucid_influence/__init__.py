@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The influence family."""
     yield Technique(
         "ntk_influence",
+        title="NTK influence",
         kind="explainer",
         summary="The change of a query's score by one training step on each training example (tangent kernel).",
         target="pellucid_influence.ntk_influence:NTKInfluence",
@@ -32,6 +33,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "trak",
+        title="TRAK",
         kind="explainer",
         summary="Influence by a kernel machine of the margins' gradients, exact or projected, of one model or several.",
         target="pellucid_influence.trak:TRAK",
@@ -43,6 +45,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "tracin",
+        title="TracIn",
         kind="explainer",
         summary="Sums the changes of a query's score by steps on each training example over checkpoints.",
         target="pellucid_influence.tracin:TracIn",

@@ -32,6 +32,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "rise",
+        title="RISE",
         kind="explainer",
         summary="Averages the score over random masks: how much it rises when a pixel is known to be shown.",
         target="pellucid_perturbation.rise:RISE",
@@ -43,6 +44,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "lime",
+        title="LIME",
         kind="explainer",
         summary="Fits a linear model to the score of random coalitions of segments, those near the whole first.",
         target="pellucid_perturbation.lime:LIME",
@@ -54,6 +56,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "kernel_shap",
+        title="Kernel SHAP",
         kind="explainer",
         summary="Shares out the score's rise by a linear model of random coalitions: Shapley values from few passes.",
         target="pellucid_perturbation.kernel_shap:KernelSHAP",
@@ -65,6 +68,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "shapley_sampling",
+        title="Shapley sampling",
         kind="explainer",
         summary="Shares out the score's rise by what each segment adds in random orders: Shapley values by sampling.",
         target="pellucid_perturbation.shapley_sampling:ShapleySampling",
@@ -76,6 +80,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "exact_shapley",
+        title="exact Shapley values",
         kind="explainer",
         summary="Shares out the score's rise by what each segment adds to every coalition: for at most 16 segments.",
         target="pellucid_perturbation.exact_shapley:ExactShapley",

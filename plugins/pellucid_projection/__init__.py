@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The projection family."""
     yield Technique(
         "pca",
+        title="PCA",
         kind="projector",
         summary="Places states on the few orthogonal axes along which they vary most.",
         target="pellucid_projection.pca:PCA",
@@ -20,6 +21,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "in_pca",
+        title="InPCA",
         kind="projector",
         summary="Places distributions, such as networks' predictions, by their Bhattacharyya distances.",
         target="pellucid_projection.in_pca:InPCA",
@@ -30,6 +32,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "tsne",
+        title="t-SNE",
         kind="projector",
         summary="Places states so that near ones stay near.",
         target="pellucid_projection.tsne:TSNE",
@@ -40,6 +43,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "umap",
+        title="UMAP",
         kind="projector",
         summary="Places states so that their graph of nearest neighbours is kept.",
         target="pellucid_projection.umap:UMAP",
@@ -50,6 +54,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "dynamic_tsne",
+        title="dynamic t-SNE",
         kind="projector",
         summary="Places points through time so that neighbourhoods and each point's own trajectory are kept.",
         target="pellucid_projection.dynamic_tsne:DynamicTSNE",
@@ -60,6 +65,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "opentsne",
+        title="openTSNE",
         kind="projector",
         summary="Places states so that near ones stay near, on a map that takes new states.",
         target="pellucid_projection.open_tsne:OpenTSNE",
@@ -72,6 +78,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "pymde",
+        title="PyMDE",
         kind="projector",
         summary="Places states so that neighbours are near and others are not, with the least average distortion.",
         target="pellucid_projection.mde:MDE",
@@ -84,6 +91,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "m_phate",
+        title="M-PHATE",
         kind="projector",
         summary="Places units through time by diffusion within each time and along each unit's own history.",
         target="pellucid_projection.m_phate:MPHATE",

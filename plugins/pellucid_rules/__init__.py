@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """The family's table of contents."""
     yield Technique(
         "lrp",
+        title="LRP",
         kind="explainer",
         summary="Shares the score out from op to op, back to the input, each op by a rule.",
         target="pellucid_rules.lrp:LRP",
@@ -21,6 +22,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "deep_taylor",
+        title="deep Taylor decomposition",
         kind="explainer",
         summary="Shares the score out by Taylor expansions of each neuron's relevance.",
         target="pellucid_rules.deep_taylor:DeepTaylor",
@@ -43,6 +45,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "deconvolution",
+        title="DeconvNet",
         kind="explainer",
         summary="Projects a class or any unit back to the input: un-ReLU, switches, transposed filters.",
         target="pellucid_rules.deconvolution:Deconvolution",
@@ -54,6 +57,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "deeplift",
+        title="DeepLIFT",
         kind="explainer",
         summary="Shares out f(x) - f(baseline) by carrying differences from the baseline through every op.",
         target="pellucid_rules.deeplift:DeepLIFT",
@@ -65,6 +69,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "deep_shap",
+        title="Deep SHAP",
         kind="explainer",
         summary="DeepLIFT, averaged over the rows of a distribution of baselines.",
         target="pellucid_rules.deeplift:DeepSHAP",
@@ -76,6 +81,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "pattern_net",
+        title="PatternNet",
         kind="explainer",
         summary="Projects the signal behind the score to the input, along patterns fitted on data.",
         target="pellucid_rules.pattern_net:PatternNet",
@@ -87,6 +93,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     )
     yield Technique(
         "pattern_attribution",
+        title="PatternAttribution",
         kind="explainer",
         summary="Shares out the score over the signal that patterns fitted on data find.",
         target="pellucid_rules.pattern_attribution:PatternAttribution",

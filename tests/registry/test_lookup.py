@@ -2,13 +2,21 @@ import pytest
 
 import pellucid
 from pellucid import ParameterError, PluginError, Technique, UnknownTechnique, hookimpl
+from pellucid.registry.lookup import title
 
 
 class Several:
     @hookimpl
     def pellucid_techniques(self):
         yield Technique(
-            "cam", "explainer", "Maps.", "m:C", output="attribution", uses={"activations", "gradients"}, tags={"image"}
+            "cam",
+            "explainer",
+            "Maps.",
+            "m:C",
+            title="CAM",
+            output="attribution",
+            uses={"activations", "gradients"},
+            tags={"image"},
         )
         yield Technique(
             "rise", "explainer", "Masks.", "m:C", output="attribution", uses={"outputs"}, tags={"image", "slow"}
@@ -41,6 +49,14 @@ def several(only_site):
 )
 def test_filters(several, filters, expected):
     assert [record.name for record in pellucid.techniques(**filters)] == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("cam", "CAM"), ("cam_2", "CAM 2"), ("rise", "rise"), ("my_label", "my label"), ("cam_b", "cam b"), ("", "")],
+)
+def test_titles_are_found_by_the_names_of_results(several, name, told):
+    assert title(name) == told
 
 
 def test_unknown_filters_and_kinds_are_told(several):

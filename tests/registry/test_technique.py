@@ -38,12 +38,19 @@ def test_a_name_that_is_not_lower_snake_is_refused(name):
         ({"kind": "evaluator"}, "better='' is not 'higher' or 'lower'"),
         ({"kind": "evaluator", "better": "more"}, "better='more'"),
         ({"reference": 2017}, "reference=2017 is not a string"),
+        ({"title": "Grad\nX"}, "a name on one line"),
+        ({"title": 3}, "title=3 is not a string"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_was_expected(fields, told):
     with pytest.raises(PluginError, match="technique 'grad_x'") as caught:
         record(**fields)
     assert told in str(caught.value)
+
+
+def test_a_technique_is_written_by_its_title_or_its_name():
+    assert record().title == "grad x"
+    assert record(title="Grad-X").title == "Grad-X"
 
 
 def test_words_may_come_in_any_iterable():

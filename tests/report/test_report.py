@@ -123,7 +123,7 @@ def test_a_hostile_class_and_step_stay_text(made, tmp_path):
 def test_techniques_scores_certificates_and_provenance_are_on_it(made, page):
     _, results, scores, predictions, _ = made
     text = Page(page).text
-    for words in ("Grad cam", "Integrated gradients", "Pixel flipping", "Random", "Constant", "Controls"):
+    for words in ("Grad-CAM", "Integrated gradients", "Pixel flipping", "Random", "Constant", "Controls"):
         assert words in text
     for rank in scores.ranking()["pixel_flipping"]:
         shown = {f"{rank.mean:.{digits}f}".replace("-", "−") for digits in range(2, 7)}
@@ -155,7 +155,7 @@ def test_each_map_is_a_picture_with_its_values(made, page):
 def test_results_alone_are_enough(made, tmp_path):
     _, results, _, _, _ = made
     text = Page(write_report(tmp_path / "r.html", results=results).read_text(encoding="utf-8")).text
-    assert "Grad cam" in text
+    assert "Grad-CAM" in text
     assert "input 2" in text
 
 

@@ -45,7 +45,7 @@ def _parameter(parameter: inspect.Parameter, kind: str) -> dict[str, Any]:
 
 def _page(described: dict[str, Any]) -> str:
     lines = [f"{described['name']}: {described['summary']}", ""]
-    for field in ("kind", "explains", "output", "uses", "tags", "better", "reference", "requires", "target"):
+    for field in ("title", "kind", "explains", "output", "uses", "tags", "better", "reference", "requires", "target"):
         value = described[field]
         text = ", ".join(value) if isinstance(value, list) else value
         if text:

@@ -75,6 +75,18 @@ def technique(name: str) -> Technique:
     raise UnknownTechnique(message)
 
 
+def title(name: str) -> str:
+    """How a technique is written, "Grad-CAM" for "grad_cam"; the words of a name that the registry does not know.
+
+    A number that tells several of one technique apart stays: "Grad-CAM 2".
+    """
+    known = registry().records
+    base, _, number = name.rpartition("_")
+    if name not in known and base in known and number.isdigit():
+        return f"{known[base].title} {number}"
+    return known[name].title if name in known else name.replace("_", " ")
+
+
 def create(technique: str | Technique | object, /, **params: Any) -> Any:
     """Makes an instance of a technique with keyword parameters: `create("grad_cam", layer="layer4")`.
 

@@ -39,6 +39,7 @@ class Technique:
         kind: "explainer", "evaluator" or "projector".
         summary: one sentence for tables.
         target: where the class is, "module:Class".
+        title: how the field writes it, such as "Grad-CAM"; by default the name's words.
         explains: what is explained, such as "decision", "model" or "data".
         output: the shape of answer, such as "attribution" or "scores".
         uses: what is asked of a model; a subset of `USES`. Any iterable of words is accepted.
@@ -60,6 +61,7 @@ class Technique:
     summary: str
     target: str
     _: KW_ONLY
+    title: str = ""
     explains: str = ""
     output: str = ""
     uses: AbstractSet[str] = frozenset()
@@ -83,6 +85,10 @@ class Technique:
             raise self._wrong("name", "a lower_snake identifier such as 'grad_cam'")
         if self.kind not in VERBS:
             raise self._wrong("kind", _one_of(VERBS), nearest(str(self.kind), VERBS))
+        if not self.title:
+            object.__setattr__(self, "title", self.name.replace("_", " "))
+        if not self.title.isprintable() or self.title != self.title.strip():
+            raise self._wrong("title", "a name on one line, such as 'Grad-CAM'")
         if not self.summary.strip() or "\n" in self.summary:
             raise self._wrong("summary", "one line that says what the technique does")
         if not _TARGET.fullmatch(self.target):

@@ -15,6 +15,7 @@ from torch import Tensor
 from pellucid.adapter import Adapter
 from pellucid.engine.drive import Cost
 from pellucid.errors import SavedFileError
+from pellucid.registry.lookup import title as title_of
 from pellucid.report.standing import Standing, charts, standing
 from pellucid.report.tiles import bands, columns_and_others, gradient, picture
 from pellucid.results import Explanation, Meta, Scores, draw
@@ -117,6 +118,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "words": _words,
+        "title": title_of,
         "heading": _heading,
         "number": _number,
         "count": _count,
@@ -212,14 +214,14 @@ def _findings(results: Mapping[str, Explanation], table: Standing | None) -> lis
         if metric.control is not None:
             best = _number(metric.control.mean)
             how = "level with" if best == first else "ahead of" if metric.beating else "and does not beat"
-            said += f", {how} the best control, {_words(metric.control.explanation)} ({best})"
+            said += f", {how} the best control, {title_of(metric.control.explanation)} ({best})"
             count = len(table.techniques) if table is not None else 0
             said += f". {metric.beating} of {_plural(count, 'technique')} beat every control"
         said += "."
         told.append((_heading(metric.name), said))
     judged = [(name, check) for name, one in results.items() for check in one.checks if check.passed is not None]
     if judged:
-        failed = [f"{_words(check.name)} of {_words(name)}" for name, check in judged if not check.passed]
+        failed = [f"{_words(check.name)} of {title_of(name)}" for name, check in judged if not check.passed]
         said = f"{len(judged) - len(failed)} of {len(judged)} hold" + (
             f"; not: {', '.join(failed)}." if failed else "."
         )
@@ -270,7 +272,7 @@ def _plural(count: int, word: str) -> str:
 
 
 def _heading(name: str) -> str:
-    words = _words(name)
+    words = title_of(name)
     return words[:1].upper() + words[1:]
 
 

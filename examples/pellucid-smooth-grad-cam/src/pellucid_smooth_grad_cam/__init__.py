@@ -10,6 +10,7 @@ def pellucid_techniques() -> Iterator[Technique]:
     """Yields the one technique of this package."""
     yield Technique(
         "smooth_grad_cam_pp",
+        title="Smooth Grad-CAM++",
         kind="explainer",
         summary="Grad-CAM++ with its gradients averaged over noisy copies of the image.",
         target="pellucid_smooth_grad_cam.smooth_grad_cam_pp:SmoothGradCAMPP",
