@@ -89,3 +89,43 @@ def test_a_renamed_module_changes_the_structure_and_a_moved_weight_the_state():
     assert parts_of(model).state != state
     model["b"] = model.pop("a")
     assert parts_of(model).structure != structure
+
+
+class Wide(nn.Module):
+    """A network whose weights outweigh its activations; it notes whether it was prepared for each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64)
+        self.last, self.head = nn.Conv2d(64, 64, 3), nn.Linear(64, 5)
+        self.prepared: list[tuple[bool, bool]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        reordered = self.last.weight.is_contiguous(memory_format=torch.channels_last)
+        self.prepared.append((reordered, "forward" in self.norm.__dict__))
+        maps = self.last(self.norm(self.first(x)).relu())
+        return self.head(maps.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("techniques", "rows", "prepared"),
+    [
+        (["grad_cam"], 1, False),
+        (["grad_cam"], 64, True),
+        ([pellucid.create("grad_cam", layer="first")], 1, True),
+        (["saliency"], 1, True),
+        (["grad_cam", "saliency"], 1, True),
+    ],
+)
+def test_a_pass_that_is_too_small_to_prepare_for_runs_the_model_as_it_is(techniques, rows, prepared):
+    model = Wide().eval()
+    x = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    pellucid.explain(model, x[:1], "grad_cam", 0)  # finds the layers
+    model.prepared.clear()
+    found = pellucid.explain(model, x, techniques, 0, batch_size=64)
+    assert model.prepared == [(prepared, prepared)]
+    # The same whether it was prepared or not.
+    model.double()
+    for name, other in pellucid.explain(model, x.double(), techniques, 0, batch_size=1).items():
+        torch.testing.assert_close(found[name].values.double(), other.values, atol=1e-6, rtol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,18 +38,27 @@ class ChannelsLast:
             for weight, before in own:
                 weight.data = before
 
-    def _copied(self) -> list[tuple[nn.Parameter, Tensor]]:
-        weights = [
+    @cached_property
+    def weights(self) -> list[nn.Parameter]:
+        """The weights that are to be reordered."""
+        return [
             weight
             for weight in dict.fromkeys(part._parameters.get("weight") for part in self.convolutions)
             # Parameters of other types, such as those that are not filled yet, are not ours to exchange.
             if type(weight) is nn.Parameter and not weight.is_inference()
             if not weight.is_contiguous(memory_format=torch.channels_last)
         ]
-        copies = self._memory(weights)
-        for weight, copy in zip(weights, copies, strict=True):
+
+    @property
+    def bytes(self) -> int:
+        """How much there is to reorder."""
+        return sum(weight.numel() * weight.element_size() for weight in self.weights)
+
+    def _copied(self) -> list[tuple[nn.Parameter, Tensor]]:
+        copies = self._memory(self.weights)
+        for weight, copy in zip(self.weights, copies, strict=True):
             copy.copy_(weight.detach())
-        return list(zip(weights, copies, strict=True))
+        return list(zip(self.weights, copies, strict=True))
 
     def _memory(self, weights: Sequence[Tensor]) -> list[Tensor]:
         forms = [(weight.shape, weight.dtype, weight.device) for weight in weights]
