@@ -185,7 +185,7 @@ def ours(setting: Setting, options: dict[str, Any]) -> Make:
             auto = setting.explained("influence_functions", seed, side, **asked)
             damping = next(check.value for check in auto.checks if check.name == "damping")
             assert damping is not None
-            means[seed, temperature] = damping / 0.1
+            means[seed, temperature] = damping
         damping = means[seed, temperature] * share
         return setting.explained("influence_functions", seed, side, damping=damping, **asked).values
 

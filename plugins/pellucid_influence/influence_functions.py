@@ -21,9 +21,6 @@ from pellucid_influence.softened import Softened
 from pellucid_influence.solvers import LARGEST, conjugate_gradients, explicit, lissa
 from pellucid_influence.training import inverse, kernel
 
-SHARE = 0.1
-"""The damping "auto", as a share of the curvature's mean eigenvalue."""
-
 
 @dataclass(frozen=True, eq=False)
 class InfluenceFunctions(Explainer):
@@ -49,7 +46,7 @@ class InfluenceFunctions(Explainer):
             self-influence. `"ek_fac"` takes each layer's curvature as diagonal in a Kronecker product of bases: an
             estimate, for large models and training sets.
         damping: what is added to the curvature of the mean loss: a weight decay that the model was trained with
-            belongs here. `"auto"` takes a tenth of the curvature's mean eigenvalue.
+            belongs here. `"auto"` takes the curvature's mean eigenvalue.
         rank: of how many directions in the examples' outputs the Gauss-Newton matrix is made, those in which the loss
             curves most over all examples; they are solved through their kernel, with rank times examples in memory,
             however many parameters. With half as many as examples it is often as good as the whole, and for as many
@@ -179,7 +176,7 @@ class InfluenceFunctions(Explainer):
         return values, selves if solved.apply is not None else None, checks
 
     def _damping(self, mean: float) -> float:
-        return SHARE * mean if self.damping == "auto" else float(self.damping)
+        return mean if self.damping == "auto" else float(self.damping)
 
 
 def _damped(damping: float, mean: float, effective: float | None, size: int) -> list[Check]:
