@@ -33,7 +33,9 @@ class FittedTSNE:
         their places on it, not exactly there.
         """
         points, which = distinct(checked(states).flatten(0, -2), least=1)
-        made = torch.as_tensor(np.array(self.embedding.transform(points.detach().cpu().double().numpy())))
+        few = min(5.0, (len(self.embedding) - 1) / 3)  # five is openTSNE's own choice for new states
+        given = points.detach().cpu().double().numpy()
+        made = torch.as_tensor(np.array(self.embedding.transform(given, perplexity=few)))
         # openTSNE shifts its own copy of the map in every call, and the new places with it.
         places = made - (torch.as_tensor(np.array(self.embedding)) - self.places).mean(dim=0)
         return places[which].view(*states.shape[:-1], -1).to(states)
@@ -77,7 +79,7 @@ class OpenTSNE(Projector):
     def _fit(self, points: Tensor) -> tuple[FittedTSNE, tuple[Check, ...]]:
         from openTSNE import TSNE as Reference  # noqa: N811
 
-        perplexity, notes = fewer("perplexity", self.perplexity, max(1.0, (len(points) - 1) / 3))
+        perplexity, notes = fewer("perplexity", self.perplexity, (len(points) - 1) / 3)
         embedding = Reference(
             self.n_components,
             perplexity=perplexity,
