@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pellucid.adapter import Adapter
 from pellucid.errors import InputError, ModelError
 from pellucid.results import Explanation, Projection
+from pellucid.results.projection import whole
 
 
 def no_model() -> Adapter:
@@ -23,7 +24,8 @@ def no_model() -> Adapter:
 def histories(states: Any, maps: Mapping[str, Explanation]) -> tuple[Tensor, dict[str, Explanation]]:
     """States as evaluators take them, the points first: (n, d), or (n, T, d) of points through time.
 
-    Times at which a state or a place is not finite, as of a run that diverged, are left out of both.
+    Times at which a state or a place is not finite, as of a run that diverged, are left out of both; or points that
+    have such a state or place, where that leaves out less.
 
     Raises:
         ModelError: when an explanation is no map, so that it cannot be scored without a model.
@@ -33,7 +35,7 @@ def histories(states: Any, maps: Mapping[str, Explanation]) -> tuple[Tensor, dic
     points = points if points.is_floating_point() else points.double()
     for name, one in maps.items():
         if not isinstance(one, Projection):
-            raise ModelError(f"'{name}' is a {type(one).__name__}, which is not scored without a model; give the model")
+            raise ModelError(f"'{name}' is {type(one).__name__}, which is not scored without a model; give the model")
         if points.dim() not in (2, 3) or one.values.shape[:-1] != points.shape[:-1]:
             raise InputError(
                 f"the map '{name}' has the shape {tuple(one.values.shape)}, the states {tuple(points.shape)}; expected "
@@ -41,17 +43,19 @@ def histories(states: Any, maps: Mapping[str, Explanation]) -> tuple[Tensor, dic
             )
     if points.dim() == 2:
         return points, dict(maps)
-    finite = points.isfinite().flatten(1).all(dim=1)
+    finite = points.isfinite().all(dim=-1)
     for one in maps.values():
-        finite = finite & one.values.cpu().isfinite().flatten(1).all(dim=1)
-    if not bool(finite.any()):
+        finite = finite & one.values.cpu().isfinite().all(dim=-1)
+    times, kept = whole(finite)
+    if not bool(times.any()):
         raise InputError("at no time are all states and places finite (no NaN or infinity); there is nothing to score")
 
     def left(one: Any) -> Any:
-        times = None if one.times is None else one.times[finite]
-        return replace(one, values=one.values[finite], times=times)
+        one = one if bool(kept.all()) else one[kept]
+        return replace(one, values=one.values[times], times=None if one.times is None else one.times[times])
 
-    return points[finite].transpose(0, 1).contiguous(), {name: left(one) for name, one in maps.items()}
+    histories = points.transpose(0, 1)[kept][:, times].contiguous()
+    return histories, {name: left(one) for name, one in maps.items()}
 
 
 def states_of(points: Tensor) -> Tensor:

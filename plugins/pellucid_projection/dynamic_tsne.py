@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid import Check, Projection, Projector
 from pellucid_projection.affinities import affinities, among
-from pellucid_projection.points import checked, distinct, fewer, principal
+from pellucid_projection.points import Unit, checked, distinct, fewer, principal
 from pellucid_projection.trajectories import Trajectories
 
 EARLY = 100
@@ -87,9 +87,8 @@ class _Descent:
     def __init__(self, frames: Tensor, equal: Tensor, perplexity: float, trajectory: float, n_components: int) -> None:
         self.shape = (*frames.shape[:2], n_components)
         self.equal, self.trajectory = equal, trajectory * len(frames)
-        points = frames.double()
-        scale = float((points - points.mean(dim=(0, 1))).square().sum(dim=-1).mean().sqrt())
-        points = (points - points.mean(dim=(0, 1))) / max(scale, 1e-300)
+        states = frames.flatten(0, 1)
+        points = Unit.of(states)(states).view(frames.shape)
         self.trajectories = Trajectories(points)
         start = principal(points.flatten(0, 1), n_components, 1e-2).float()
         self.copies = equal.bincount().unsqueeze(1).float()

@@ -12,6 +12,9 @@ from torch import Tensor
 from pellucid import Check, InputError, ParameterError, Projection, Projector
 from pellucid_projection.points import checked, equal
 
+MOST = 20_000
+"""So many states have a matrix of 3 GB."""
+
 
 @dataclass(frozen=True, eq=False)
 class InPCA(Projector):
@@ -37,7 +40,8 @@ class InPCA(Projector):
     Raises:
         InputError: when the states are not (n, d) or (T, n, d), fewer than two, not finite, or negative where they
             should be probabilities.
-        ParameterError: when the classes do not divide a state, or there are fewer states than components.
+        ParameterError: when the classes do not divide a state, there are fewer states than components, or more than
+            20,000.
     """
 
     n_components: Annotated[int, Ge(1)] = 2
@@ -54,6 +58,8 @@ class InPCA(Projector):
         states = checked(states)
         rows = self._distributions(states.flatten(0, -2).double())
         n = len(rows)
+        if n > MOST:
+            raise ParameterError(f"{n} states at all times; expected at most {MOST}. Take fewer of them: states[::2]")
         if self.n_components > n:
             raise ParameterError(f"n_components={self.n_components} of {n} states; expected at most {n}")
         squared = bhattacharyya(rows)

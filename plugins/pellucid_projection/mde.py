@@ -13,7 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from pellucid import Check, ParameterError, Projection, Projector
-from pellucid_projection.points import checked, distinct, fewer, principal
+from pellucid_projection.points import Unit, checked, distinct, fewer, fresh, principal
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,15 +34,16 @@ class FittedMDE:
     max_iter: int
     seed: int
 
-    def transform(self, states: Tensor) -> Tensor:
-        """Places states (..., d) on the map, (..., k), in the type of the states.
+    def transform(self, states: Any) -> Tensor:
+        """Places states (n, d) or (T, n, d) on the map, in the type of the states, but in single precision at least.
 
         The states of the map stay where they are, and states equal to them get exactly their places; the others are
         embedded among them and one another.
         """
         import pymde
 
-        new, which = distinct(torch.cat([self.points, checked(states).flatten(0, -2).to(self.points)]), least=1)
+        states = fresh(states, self.points.shape[1])
+        new, which = distinct(torch.cat([self.points, states.flatten(0, -2).to(self.points)]), least=1)
         known = len(self.points)
         if len(new) > known:
             fixed = pymde.Anchored(anchors=torch.arange(known), values=self.places)
@@ -113,10 +114,7 @@ def _embedded(
 ) -> tuple[Tensor, float]:
     import pymde
 
-    points = points.detach().cpu()
-    # Its graph compares squared distances in single precision: the states are brought to the order of one.
-    scale = float((points.double() - points.double().mean(dim=0)).square().sum(dim=1).mean().sqrt())
-    data = ((points.double() - points.double().mean(dim=0)) / max(scale, 1e-300)).float()
+    data = Unit.of(points)(points).float()
     with _drawing(seed):
         problem = pymde.preserve_neighbors(
             data,

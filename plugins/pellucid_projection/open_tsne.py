@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from pellucid import Check, Projection, Projector
-from pellucid_projection.points import checked, distinct, fewer, principal
+from pellucid_projection.points import Unit, checked, distinct, fewer, fresh, principal
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,22 +20,24 @@ class FittedTSNE:
 
     Attributes:
         places: (n, k) where the different states are that it was fitted to.
+        unit: what states are brought to.
         embedding: openTSNE's own.
     """
 
     places: Tensor
+    unit: Unit
     embedding: Any
 
-    def transform(self, states: Tensor) -> Tensor:
-        """Places states (..., d) on the map, (..., k), in the type of the states; the map stays as it is.
+    def transform(self, states: Any) -> Tensor:
+        """Places states (n, d) or (T, n, d) on the map, in the type of the states, but in single precision at least.
 
-        Each state is placed by itself among its neighbours on the map. States that the map was fitted to come near
-        their places on it, not exactly there.
+        The map stays as it is. Each state is placed by itself among its neighbours on the map. States that the map was
+        fitted to come near their places on it, not exactly there.
         """
-        points, which = distinct(checked(states).flatten(0, -2), least=1)
+        states = fresh(states, len(self.unit.mean))
+        points, which = distinct(states.flatten(0, -2), least=1)
         few = min(5.0, (len(self.embedding) - 1) / 3)  # five is openTSNE's own choice for new states
-        given = points.detach().cpu().double().numpy()
-        made = torch.as_tensor(np.array(self.embedding.transform(given, perplexity=few)))
+        made = torch.as_tensor(np.array(self.embedding.transform(self.unit(points).numpy(), perplexity=few)))
         # openTSNE shifts its own copy of the map in every call, and the new places with it.
         places = made - (torch.as_tensor(np.array(self.embedding)) - self.places).mean(dim=0)
         return places[which].view(*states.shape[:-1], -1).to(states)
@@ -80,6 +82,7 @@ class OpenTSNE(Projector):
         from openTSNE import TSNE as Reference  # noqa: N811
 
         perplexity, notes = fewer("perplexity", self.perplexity, (len(points) - 1) / 3)
+        unit = Unit.of(points)
         embedding = Reference(
             self.n_components,
             perplexity=perplexity,
@@ -87,5 +90,5 @@ class OpenTSNE(Projector):
             initialization=principal(points, self.n_components, 1e-4).cpu().numpy(),
             random_state=0,
             n_jobs=1,  # threads add up forces in any order
-        ).fit(points.detach().cpu().double().numpy())
-        return FittedTSNE(torch.as_tensor(np.array(embedding)), embedding), notes
+        ).fit(unit(points).numpy())
+        return FittedTSNE(torch.as_tensor(np.array(embedding)), unit, embedding), notes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
@@ -18,6 +20,9 @@ RESIDUAL = 1e-5
 
 MISSED = 0.01
 """How much of the total variance axes may miss that are not told apart."""
+
+LARGEST = 1e140
+"""Sums of squares of larger states leave double precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +42,20 @@ class Axes:
     variance: Tensor
     ratio: Tensor
 
-    def transform(self, states: Tensor) -> Tensor:
-        """Places states (..., d) on the axes, (..., k), in the type of the states."""
-        frames = states.reshape(-1, *states.shape[-2:]) if states.dim() > 2 else states.reshape(1, -1, states.shape[-1])
-        places = frames.new_empty(*frames.shape[:2], len(self.components))
-        for points, placed in zip(frames, places, strict=True):  # cut alike, so that equal frames are rounded alike
-            for rows, block in zip(blocks(points), centred(points, self.mean), strict=True):
+    def transform(self, states: Any) -> Tensor:
+        """Places states (..., d) on the axes, (..., k), in the type of the states, but in single precision at least.
+
+        Raises:
+            InputError: when they have other features than those that the axes were found of.
+        """
+        points = of_features(given(states), len(self.mean))
+        frames = points.reshape(-1, *points.shape[-2:]) if points.dim() > 2 else points.reshape(1, -1, points.shape[-1])
+        precision = torch.promote_types(points.dtype, torch.float32)
+        places = points.new_empty(*frames.shape[:2], len(self.components), dtype=precision)
+        for frame, placed in zip(frames, places, strict=True):  # cut alike, so that equal frames are rounded alike
+            for rows, block in zip(blocks(frame), centred(frame, self.mean), strict=True):
                 placed[rows] = (block @ self.components.T).to(places)
-        return places.view(*states.shape[:-1], -1)
+        return places.view(*points.shape[:-1], -1)
 
     def restore(self, places: Tensor) -> Tensor:
         """The states (..., d) nearest to places (..., k) on the axes, among those that the axes span."""
@@ -74,7 +85,7 @@ class PCA(Projector):
         n_components: the number of axes.
 
     Raises:
-        InputError: when the states are not (n, d) or (T, n, d), fewer than two, or not finite.
+        InputError: when the states are not (n, d) or (T, n, d), fewer than two, not finite, or beyond 1e140.
         ParameterError: when there are fewer states or features than components.
     """
 
@@ -128,22 +139,39 @@ def _told(solution: variance.Solution, explained: float) -> tuple[Check, ...]:
     return (Check.bound("missed", most, MISSED, note), Check.info("residual", solution.residual, told))
 
 
-def checked(states: Any) -> Tensor:
-    """States as a floating tensor (n, d) or (T, n, d) without gradients."""
-    points = states.detach() if isinstance(states, Tensor) else torch.tensor(states)
-    points = points if points.is_floating_point() else points.double()
+def given(states: Any) -> Tensor:
+    """States as a floating tensor without gradients."""
+    points = states.detach() if isinstance(states, Tensor) else torch.tensor(np.asarray(states))
+    return points if points.is_floating_point() else points.double()
+
+
+def of_features(states: Tensor, features: int) -> Tensor:
+    """States (..., d) that go on a map of states with so many features; others are refused."""
+    if not states.dim() or states.shape[-1] != features:
+        raise InputError(f"the states have shape {tuple(states.shape)}; expected (..., {features}), as the map's own")
+    return states
+
+
+def checked(states: Any, *, least: int = 2) -> Tensor:
+    """States as a floating tensor (n, d) or (T, n, d) without gradients, at least so many."""
+    points = given(states)
     if points.dim() not in (2, 3):
         raise InputError(
             f"the states have shape {tuple(points.shape)}; expected (n, d) points or (T, n, d) points through time. "
             "Flatten maps first: states.flatten(1)"
         )
-    if points.shape[-2] * (len(points) if points.dim() == 3 else 1) < 2 or points.shape[-1] == 0:
-        raise InputError(f"the states have shape {tuple(points.shape)}; expected at least two, with features")
+    if points.shape[-2] * (len(points) if points.dim() == 3 else 1) < least or points.shape[-1] == 0:
+        wanted = "two" if least == 2 else "one"
+        raise InputError(f"the states have shape {tuple(points.shape)}; expected at least {wanted}, with features")
     rows = points.reshape(-1, points.shape[-1])
-    wrong = 0
+    wrong, largest = 0, 0.0
     for some in blocks(rows):
-        if not torch.isfinite(torch.stack(torch.aminmax(rows[some]))).all():  # tells in a tenth of the time
+        most = float(torch.stack(torch.aminmax(rows[some])).abs().amax())
+        if not math.isfinite(most):  # which tells in a tenth of the time
             wrong += int((~torch.isfinite(rows[some])).any(dim=-1).sum())
+        largest = max(largest, most)
     if wrong:
         raise InputError(f"{wrong} of the states have values that are not finite (NaN or infinity); leave them out")
+    if largest > LARGEST:
+        raise InputError(f"the states are as large as {largest:.0e}: squares leave double precision; scale them")
     return points

@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Self
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid import Check, InputError
-from pellucid_projection.pca import PCA, checked
+from pellucid_projection import pca
+from pellucid_projection.pca import PCA, of_features
 
-__all__ = ["checked", "distinct", "equal", "fewer", "principal"]
+
+def checked(states: Any) -> Tensor:
+    """States as `pca.checked` takes them, in single precision at least: on a coarser map points fall together."""
+    points = pca.checked(states)
+    return points.to(torch.promote_types(points.dtype, torch.float32))
+
+
+def fresh(states: Any, features: int) -> Tensor:
+    """States, one at least, that go on a map of states with so many features; in single precision at least."""
+    points = of_features(pca.checked(states, least=1), features)
+    return points.to(torch.promote_types(points.dtype, torch.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """What brings points to mean 0 and mean square 1, for libraries that compute in single precision.
+
+    Attributes:
+        mean: (d,) what is subtracted.
+        scale: what the rest is divided by.
+    """
+
+    mean: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, points: Tensor) -> Self:
+        """The unit of points (n, d)."""
+        mean = points.mean(dim=0, dtype=torch.float64)
+        away = points.double() - mean
+        largest = float(away.abs().amax()) or 1.0  # the squares of what is tiny are zero
+        return cls(mean, largest * float((away / largest).square().sum(dim=1).mean()) ** 0.5 or 1.0)
+
+    @classmethod
+    def where_needed(cls, points: Tensor) -> Self:
+        """The unit of points whose squares single precision does not hold; others it leaves as they are."""
+        unit = cls.of(points)
+        held = 1e-6 < unit.scale < 1e6 and float(unit.mean.abs().amax()) < 1e3 * unit.scale
+        return cls(torch.zeros_like(unit.mean), 1.0) if held else unit
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Points (n, d) in this unit, in double precision."""
+        return ((points.double() - self.mean) / self.scale).cpu()
 
 
 def equal(points: Tensor) -> tuple[Tensor, Tensor]:
     """The first of each set of equal points (n, d), by index in their order, and for every point which set it is of."""
-    rows = np.ascontiguousarray((points + 0.0).cpu().numpy())  # -0.0 is 0.0
-    keys = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).ravel()
+    rows = (points + 0.0).cpu().contiguous().view(torch.uint8).numpy()  # -0.0 is 0.0
+    keys = rows.view(np.dtype((np.void, rows.shape[1]))).ravel()
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
     order = np.argsort(first)
     rank = np.empty_like(order)
@@ -54,6 +100,7 @@ def principal(points: Tensor, n_components: int, spread: float) -> Tensor:
         n_components: how many axes.
         spread: the standard deviation along the first.
     """
+    points = Unit.where_needed(points)(points).to(points)
     count = min(n_components, *points.shape)
     places = PCA(n_components=count).fit(points).transform(points).double()
     places = places / places[:, 0].std().clamp_min(1e-30) * spread

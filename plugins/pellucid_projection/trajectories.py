@@ -8,6 +8,9 @@ from torch import Tensor
 SHORTEST = 1e-3
 """Pairs of times closer than this share of the mean weigh no more, or rounding would decide."""
 
+STILL = 1e-12
+"""States that lie closer than this in the mean, of points as wide as one, differ by rounding alone: nothing moves."""
+
 
 class Trajectories:
     """The distances between all pairs of times of each point, and the stress of a map that draws them.
@@ -27,13 +30,15 @@ class Trajectories:
     """
 
     def __init__(self, points: Tensor) -> None:
-        """Measures points (T, n, d), in double precision."""
+        """Measures points (T, n, d), in double precision, that are about as wide as one."""
         paths = points.transpose(0, 1)
         self.distances = torch.cdist(paths, paths, compute_mode="donot_use_mm_for_euclid_dist").float()
         self.distances.diagonal(dim1=1, dim2=2).zero_()
         count = max(1, self.distances.numel() - self.distances.shape[0] * self.distances.shape[1])
-        shortest = max(SHORTEST * float(self.distances.double().sum()) / count, 1e-30)
-        weights = self.distances.clamp_min(shortest).reciprocal().square()
+        mean = float(self.distances.double().sum()) / count
+        weights = self.distances.clamp_min(SHORTEST * mean).reciprocal().square()
+        if mean < STILL:
+            weights = torch.zeros_like(weights)
         weights.diagonal(dim1=1, dim2=2).zero_()
         self.size = float((weights * self.distances.square()).double().sum()) / 2
         self._spread = spread(points)

@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 
 from pellucid import Check, Projection, Projector
-from pellucid_projection.points import checked, distinct, fewer, principal
+from pellucid_projection.points import Unit, checked, distinct, fewer, principal
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class TSNE(Projector):
             max_iter=self.n_iterations,
             init=principal(points, self.n_components, 1e-4).float().numpy(),
             random_state=0,
-        ).fit(points.cpu().numpy())
+        ).fit(Unit.where_needed(points)(points).to(points.dtype).numpy())
         places = torch.from_numpy(fitted.embedding_)[which].view(*states.shape[:-1], -1)
         notes += (Check.info("divergence", float(fitted.kl_divergence_), "Kullback-Leibler"),)
         return Projection(places.to(states), checks=notes)

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from pellucid import Check, ParameterError, Projection, Projector
-from pellucid_projection.points import checked, distinct, fewer
+from pellucid_projection.points import Unit, checked, distinct, fewer, fresh
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,18 +19,21 @@ class Fitted:
     """A fitted UMAP.
 
     Attributes:
+        unit: what states are brought to.
         reducer: umap-learn's own.
     """
 
+    unit: Unit
     reducer: Any
 
-    def transform(self, states: Tensor) -> Tensor:
-        """Places states (..., d) on the map, (..., k), in the type of the states.
+    def transform(self, states: Any) -> Tensor:
+        """Places states (n, d) or (T, n, d) on the map, in the type of the states, but in single precision at least.
 
         States that the map was fitted to come near their places on it, not exactly there.
         """
-        points, which = distinct(checked(states).flatten(0, -2))
-        places = torch.as_tensor(self.reducer.transform(points.cpu().numpy()))
+        states = fresh(states, len(self.unit.mean))
+        points, which = distinct(states.flatten(0, -2), least=1)
+        places = torch.as_tensor(self.reducer.transform(self.unit(points).float().numpy()))
         return places[which].view(*states.shape[:-1], -1).to(states)
 
 
@@ -76,6 +79,7 @@ class UMAP(Projector):
                 f"{self.n_components + 3}, or use 'pca'"
             )
         neighbours, notes = fewer("n_neighbors", self.n_neighbors, len(points) - 1)
+        unit = Unit.where_needed(points)
         reducer = _reference()(
             n_components=self.n_components,
             n_neighbors=int(neighbours),
@@ -83,7 +87,7 @@ class UMAP(Projector):
             random_state=seed % 2**32,
             n_jobs=1,
         )
-        return Fitted(reducer.fit(points.cpu().numpy())), notes
+        return Fitted(unit, reducer.fit(unit(points).float().numpy())), notes
 
 
 def _reference() -> Any:

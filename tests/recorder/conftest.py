@@ -57,16 +57,17 @@ def train(data):
 
 @pytest.fixture
 def states():
-    """Twenty points through four captures, the last of which has a state that is not finite."""
+    """Twenty points through four captures, the last of which has states that are not finite."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(20, 6, generator=generator)
     values = torch.stack([start + t * torch.randn(20, 6, generator=generator) for t in range(4)])
-    values[3, 2] = torch.nan
+    outputs = values[..., :3].clone()
+    values[3, 2:] = torch.nan
     return States(
         values,
         torch.tensor([0, 1, 4, 9]),
         labels=torch.arange(20) % 3,
-        outputs=torch.nan_to_num(values[..., :3]),
+        outputs=outputs,
         names=tuple(f"</script><b>{place}</b>" for place in range(20)),
         classes=("ant", "bee", "cat"),
         pictures=torch.randint(256, (20, 8, 8, 3), generator=generator, dtype=torch.uint8),

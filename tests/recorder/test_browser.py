@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pellucid import Attribution
+from pellucid import Attribution, States
 from pellucid.recorder import save_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -146,4 +146,31 @@ def test_a_run_that_diverged_says_so_and_an_address_opens_the_page_at_a_place(br
     page.locator("#time").fill("3")
     assert (drawn(page) != alive).any()
     assert page.evaluate("place(0, 3)") is None
+    page.close()
+
+
+def test_a_small_window_keeps_the_map_square_and_finds_points(browser, states, tmp_path):
+    path = save_page(states.project("pca"), states, tmp_path / "map.html", colours={"pull": torch.arange(20.0) - 10})
+    page = browser.new_page(viewport={"width": 420, "height": 800})
+    wrong = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{path.as_uri()}#point=-1&colour=pull")
+    box = page.locator("#map").bounding_box()
+    assert box["width"] == pytest.approx(box["height"], abs=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    page.mouse.move(*point(page, 7))
+    hovered = page.evaluate("hovered")
+    assert page.evaluate(f"Math.hypot(...place({hovered}, 0).map((v, k) => v - place(7, 0)[k]))") < 10
+    assert page.evaluate("new Set([0, 5, 15].map(colourOf)).size") == 3  # numbers below zero have their colours too
+    assert "low -10" in page.locator("#key").text_content()
+    assert not wrong
+    page.close()
+
+
+def test_a_few_named_points_have_their_own_colours(browser, states, tmp_path):
+    few = States(torch.rand(3, 4, 5), states.steps[:3], names=tuple("abcd"))
+    page = browser.new_page()
+    page.goto(save_page(few.project("pca"), few, tmp_path / "map.html").as_uri())
+    assert page.locator("#key").text_content() == "abcd"
+    assert page.evaluate("new Set([0, 1, 2, 3].map(colourOf)).size") == 4
     page.close()

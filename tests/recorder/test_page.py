@@ -101,3 +101,12 @@ def test_maps_of_other_states_are_refused(states, tmp_path):
             save(made, states, tmp_path / "map")
     with pytest.raises(pellucid.SavedFileError, match="folder"):
         save_page(states.project("pca"), states, tmp_path / "no" / "map.html")
+
+
+def test_an_animation_is_a_gif_and_takes_time(states, tmp_path):
+    made = states.project("pca")
+    with pytest.raises(pellucid.SavedFileError, match=r"ends in \.gif"):
+        save_animation(made, states, tmp_path / "map.mp4", between=1)
+    for wrong in ({"seconds": 0}, {"between": 0}):
+        with pytest.raises(pellucid.ParameterError, match="positive"):
+            save_animation(made, states, tmp_path / "map.gif", **wrong)

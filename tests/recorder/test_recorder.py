@@ -266,8 +266,68 @@ def test_another_probe_or_other_layers_cannot_go_on_with_a_run(net, data, tmp_pa
 
 def test_a_recorder_is_entered_once(net, data, tmp_path):
     with (
+        pytest.warns(UserWarning, match="no optimiser of the recorded model stepped"),
         pellucid.Recorder(net, data[0], path=tmp_path) as recorder,
         pytest.raises(pellucid.ProtocolError),
         recorder,
     ):
         pass
+
+
+def test_a_model_that_changes_its_precision_is_followed(net, data, tmp_path):
+    recorder = pellucid.Recorder(net.bfloat16(), data[0].bfloat16(), layers=["fc"], path=tmp_path, every=1)
+    recorder.start()
+    for change in (net.float, net.double):
+        change()
+        recorder.step()
+    states = load(tmp_path).states("fc").values
+    assert states.dtype == torch.float64
+    with torch.no_grad():
+        expected = net.eval().fc(torch.relu(net.norm(net.conv(data[0].bfloat16().double()))).flatten(1))
+    torch.testing.assert_close(states[2], expected, rtol=0, atol=1e-9)
+
+
+def test_training_that_goes_on_with_a_new_optimiser_is_counted(net, data, train, tmp_path):
+    with pellucid.Recorder(net, data[0], path=tmp_path, every=10, parameters=True) as recorder:
+        train(net, 5)
+        train(net, 30)
+        assert recorder.steps == 35
+        train(net, 3)
+    assert recorder.captured == [0, 30, 35]
+    last = load(tmp_path).states("parameters").values[-1, 0]
+    assert torch.equal(last, nn.utils.parameters_to_vector(net.parameters()))
+
+
+def test_a_data_set_is_a_probe(net, data, tmp_path):
+    for run, probe in (("set", torch.utils.data.TensorDataset(*data)), ("tensor", data[0])):
+        pellucid.Recorder(net, probe, layers=["fc"], path=tmp_path, run=run).capture()
+    one, other = (load(tmp_path)[run].states("fc") for run in ("set", "tensor"))
+    torch.testing.assert_close(one.values, other.values)
+    assert torch.equal(one.pictures, other.pictures)
+
+
+def test_numbers_of_numpy_make_schedules():
+    for every in (np.array([5, 7]), [np.int64(5), np.int32(7)], torch.tensor([5, 7])):
+        assert [step for step in range(9) if due(every)(step)] == [0, 5, 7]
+    assert due(np.int64(4))(8)
+
+
+def test_labels_that_are_words_are_refused(net, data, tmp_path):
+    with pytest.raises(pellucid.InputError, match="labels are no numbers"):
+        pellucid.Recorder(net, data[0], path=tmp_path, labels=["a"] * 48)
+
+
+def test_resuming_takes_a_damaged_capture_again_and_removes_drafts(net, data, tmp_path):
+    recorder = pellucid.Recorder(net, data[0], path=tmp_path, every=1)
+    recorder.start()
+    recorder.step()
+    last = tmp_path / "run" / "step-000000001.safetensors"
+    last.write_bytes(last.read_bytes()[:100])
+    (tmp_path / "run" / ".tmpAbCdEf").write_bytes(b"what safetensors was writing")
+    resumed = pellucid.Recorder(net, data[0], path=tmp_path, every=1, resume=True)
+    assert resumed.captured == [0]
+    assert resumed.steps == 1
+    resumed.start()
+    assert load(tmp_path)["run"].steps == (0, 1)
+    assert not load(tmp_path).notes
+    assert not list((tmp_path / "run").glob(".*"))

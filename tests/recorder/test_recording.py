@@ -2,7 +2,9 @@
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -269,3 +271,72 @@ def test_a_spike_of_the_learning_rate_is_the_largest_step_of_the_map(net, data, 
     for technique in ("pca", pellucid.create("dynamic_tsne", perplexity=10)):
         moved = load(tmp_path).states("fc").project(technique).values.diff(dim=0).norm(dim=-1).mean(dim=1)
         assert moved.argmax() == 5
+
+
+def test_a_network_that_diverged_takes_no_place_of_the_others():
+    values = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    values[2:, 3] = torch.nan
+    networks = replace(states(values), names=tuple("abcde"))
+    made = networks.project("pca")
+    others = [0, 1, 2, 4]
+    assert made.values[:, 3].isnan().all()
+    torch.testing.assert_close(made.values[:, others], states(values[:, others]).project("pca").values)
+    assert "first of them d" in made.checks.named("diverged").note
+    scores = pellucid.evaluate(None, networks, {"pca": made}, ["movement_correlation"])
+    assert scores.values.isfinite().all()
+
+
+def test_the_still_figure_shows_where_a_run_was_last_before_it_diverged():
+    values = states().values.clone()
+    values[2:] = torch.nan
+    made = states(values).project("pca")
+    (dots,) = [part for part in made.plot().axes[0].collections if len(part.get_offsets()) == 6]
+    np.testing.assert_allclose(dots.get_offsets(), made.values[1].numpy())
+
+
+def test_a_map_knows_what_it_is_of_and_what_made_it():
+    given = replace(states(labels=torch.arange(6) % 2), classes=("ant", "bee"), over="fc")
+    made = given.project("pca", seed=3)
+    assert (made.meta.technique, made.meta.layer, made.meta.seed) == ("pca", "fc", 3)
+    assert made.meta.parameters == {"n_components": 2}
+    assert [text.get_text() for text in made.plot().axes[0].get_legend().texts] == ["ant", "bee"]
+    runs = replace(given, labels=None, names=tuple(f"seed={seed}" for seed in range(6))).project("pca").plot()
+    assert [text.get_text() for text in runs.axes[0].get_legend().texts][:2] == ["seed=0", "seed=1"]
+    assert len({tuple(dots.get_facecolors()[0]) for dots in runs.axes[0].collections[-6:]}) == 6
+
+
+def test_labels_that_are_no_classes_have_no_loss():
+    outputs = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, 2, -1, -100, 7])
+    found = states(outputs=outputs, labels=labels)
+    assert found.losses[:, 3:].isnan().all()
+    expected = -outputs.double().log_softmax(-1)[:, [0, 1, 2], [0, 1, 2]]
+    torch.testing.assert_close(found.losses[:, :3], expected)
+    assert found.learned[3:].tolist() == [-1, -1, -1]
+    save = found.project("pca")
+    assert save.values.isfinite().all()
+
+
+def test_a_model_that_ends_in_a_softmax_has_the_losses_of_its_probabilities(net, data, tmp_path):
+    for run, model in (("logits", net), ("probabilities", nn.Sequential(net, nn.Softmax(dim=1)))):
+        pellucid.Recorder(model, data[0], path=tmp_path, run=run, labels=data[1]).capture()
+    recording = load(tmp_path)
+    one, other = (recording[run].states().losses for run in ("logits", "probabilities"))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    function = recording.networks().values
+    torch.testing.assert_close(function[:, 0], function[:, 1], rtol=0, atol=1e-6)
+
+
+def test_a_model_of_one_score_is_no_classifier(data, tmp_path):
+    pellucid.Recorder(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), data[0], path=tmp_path, labels=data[1]).capture()
+    found = load(tmp_path).states()
+    assert found.outputs is None
+    save_page(states(torch.rand(1, 48, 2)).project("pca"), found, tmp_path / "map.html")
+    assert torch.equal(load(tmp_path).networks().values[0, 0], found.values[0, :, 0])
+
+
+def test_bfloat16_is_mapped_and_scored():
+    half = states(states().values.bfloat16())
+    scores = pellucid.evaluate(None, half, {"pca": half.project("pca")}, ["trustworthiness"])
+    assert scores.values.isfinite().all()
+    assert pellucid.project(half, "pca").values.dtype == torch.float32

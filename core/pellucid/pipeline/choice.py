@@ -105,7 +105,7 @@ def quality(source: Any, name: str) -> Tensor:
     elif isinstance(source, States):
         values = _of_states(source, name)
     if values is None:
-        raise InputError(f"a {type(source).__name__} without {name.replace('_', '-')} cannot choose by it")
+        raise InputError(f"this {type(source).__name__} has no {name.replace('_', '-')} to choose by")
     return values.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
 
 
@@ -115,7 +115,7 @@ def _of_states(states: States, name: str) -> Tensor | None:
     if name == "forgotten":
         return states.forgotten
     losses = states.losses
-    known = losses.isfinite().all(dim=1)
+    known = losses.isfinite().any(dim=1)
     return losses[known][-1] if bool(known.any()) else None
 
 

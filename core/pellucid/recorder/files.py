@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def begin(path: Path, run: str, probe: Probe, resume: bool | int) -> Path:
                 f"'{folder}' holds a recording already; give another run=..., or resume=True to go on with it"
             )
         _require_same(folder, read_probe(folder), probe)
-        for draft in folder.glob(".*.part"):  # what a killed run was writing
+        for draft in (*folder.glob(".*.part"), *folder.glob(".tmp*")):  # what a killed run was writing
             draft.unlink()
         if resume is not True:
             forget(folder, after=int(resume))
@@ -138,7 +139,7 @@ def read(folder: Path, step: int, name: str) -> Tensor:
 
 
 def gather(folder: Path, steps: Sequence[int], name: str) -> Tensor:
-    """Reads one of the tensors of several captures, (T, ...), a capture at a time.
+    """Reads one of the tensors of several captures, (T, ...), a capture at a time; in the widest of their types.
 
     More than a gigabyte of them lies in a file without a name, which the system removes with the tensor.
 
@@ -146,16 +147,17 @@ def gather(folder: Path, steps: Sequence[int], name: str) -> Tensor:
         SavedFileError: when a file is damaged or has no such tensor, or there is no room for the states.
         InputError: when the tensor has different shapes at different steps.
     """
-    first = read(folder, steps[0], name)
-    shapes = {step: _shape(folder, step, name) for step in steps}
+    forms = {step: _form(folder, step, name) for step in steps}
+    shapes = {step: shape for step, (shape, _) in forms.items()}
+    dtype = reduce(torch.promote_types, (kind for _, kind in forms.values()))
     if len(set(shapes.values())) > 1:
         raise InputError(
             f"'{name}' of run '{folder.name}' has different shapes at different steps: {shapes}; ask for the steps "
             "that agree with states(steps=[...])"
         )
-    shape = (len(steps), *first.shape)
-    small = first.nbytes * len(steps) <= IN_MEMORY
-    values = torch.empty(shape, dtype=first.dtype) if small else _on_disk(folder, shape, first.dtype)
+    shape = (len(steps), *shapes[steps[0]])
+    small = math.prod(shape) * dtype.itemsize <= IN_MEMORY
+    values = torch.empty(shape, dtype=dtype) if small else _on_disk(folder, shape, dtype)
     for place, step in enumerate(steps):
         values[place] = read(folder, step, name)
     return values
@@ -170,9 +172,11 @@ def whole(folder: Path, step: int) -> bool:
     return False
 
 
-def _shape(folder: Path, step: int, name: str) -> tuple[int, ...]:
+def _form(folder: Path, step: int, name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """A tensor's shape and type, without its values."""
     with _opened(folder, step, name) as file:
-        return tuple(file.get_slice(f"states.{name}").get_shape())
+        part = file.get_slice(f"states.{name}")
+        return tuple(part.get_shape()), part[:0].dtype
 
 
 @contextmanager

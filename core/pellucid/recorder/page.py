@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import InputError, SavedFileError
+from pellucid.errors import InputError, ParameterError, SavedFileError
 from pellucid.recorder.sheets import leaf, sheet
 
 if TYPE_CHECKING:
     from pellucid.recorder.states import States
     from pellucid.results import Explanation, Projection
+
+FEW = 10
+"""So many points without labels have colours of their own where they have names, as networks do."""
 
 
 def save_page(
@@ -89,13 +92,17 @@ def save_animation(
         projection: what `States.project` made, on two axes.
         states: the states that it is of.
         path: where; an existing file is replaced.
-        seconds: how long one round takes.
+        seconds: how long one round takes; longer where that would be more than 50 pictures a second, which browsers
+            show more slowly.
         between: how many pictures lead from one capture to the next.
 
     Raises:
         InputError: when the map is not of these states, or not on two axes.
+        ParameterError: when the seconds or the pictures between are not positive.
         SavedFileError: when the picture cannot be written.
     """
+    if not seconds > 0 or between < 1:
+        raise ParameterError(f"seconds={seconds!r}, between={between!r}: expected positive ones")
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.figure import Figure
 
@@ -130,10 +137,11 @@ def save_animation(
     path = Path(path)
     try:
         animation = FuncAnimation(figure, show, frames=stops)
-        animation.save(path, writer=PillowWriter(fps=max(1, round(len(stops) / seconds))))
-    except OSError as error:
+        animation.save(path, writer=PillowWriter(fps=min(max(1, round(len(stops) / seconds)), 50)))
+    except (OSError, ValueError) as error:  # the latter of a suffix that is none of a picture's
         raise SavedFileError(
-            f"cannot write '{path}': {error}; expected an existing folder that can be written"
+            f"cannot write '{path}': {error}; expected a name that ends in .gif in an existing folder that can be "
+            "written"
         ) from error
     return path
 
@@ -160,6 +168,8 @@ def _data(projection: Projection, states: States) -> dict[str, Any]:
     low, high = _limits(projection.values.detach().cpu().double())
     histories: dict[str, Any] = {}
     colours: dict[str, Any] = {}
+    if states.labels is None and states.names is not None and len(states) <= FEW:
+        colours["name"] = {"kind": "name", "values": []}
     if states.labels is not None:
         colours["label"] = {"kind": "class", "values": states.labels.tolist()}
     if states.outputs is not None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -25,6 +26,9 @@ from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.sample import Sample
 from pellucid.recorder import files
 from pellucid.recorder.schedule import Schedule, due
+
+SWITCH = 16
+"""After so many steps of another optimiser of the model, and none of the counted one, the other is counted."""
 
 CACHED = 16 * 2**20
 """How many bytes of outputs a pass may hold where that is at least eight rows: more leave a CPU's caches, also for the
@@ -100,12 +104,14 @@ class Recorder:
         self.pooled, self.parameters, self.dtype, self.batch_size = pooled, parameters, dtype, batch_size
         self._due = due(every)
         self._optimiser: Optimizer | None = None
+        self._others = 0  # how often the model's other optimisers stepped since the counted one
         self._hook: Any = None
         self._captures = 0
         with guarded(self.adapter.module, 0):
             engine = Engine(self.adapter)
-            self._sample, _ = make_sample(engine, probe, None, 0)
-            self._sample = _moved(self._sample, torch.device("cpu"))
+            sample, _ = make_sample(engine, probe, None, 0)
+            self._sample = _moved(sample[:], torch.device("cpu"))  # of a data set, all that it has
+            self._precision = _precision(self.adapter.module)
             places = self._places(engine)
         count = len(self._sample)
         self._probe = files.Probe(
@@ -117,8 +123,9 @@ class Recorder:
             pictures=_pictures(self.adapter, self._sample.inputs),
         )
         self.folder = files.begin(Path(path), run, self._probe, resume)
-        self.captured = files.steps(self.folder)
-        self.steps = max(self.captured, default=0) if resume is True else int(resume)
+        found = files.steps(self.folder)
+        self.captured = [step for step in found if files.whole(self.folder, step)]
+        self.steps = max(found, default=0) if resume is True else int(resume)
         self._began, self._ended = began, time.perf_counter()
         self.seconds = self._ended - began
 
@@ -130,22 +137,31 @@ class Recorder:
     def __enter__(self) -> Self:
         """Captures the start and counts the steps of the model's optimiser from now on.
 
-        Where a model has several optimisers, those of the one that steps first are counted.
+        Where a model has several optimisers, those of the one that steps first are counted, until another one steps 16
+        times without it, as where training goes on with a new one: then all of that one's are.
         """
         if self._hook is not None:
             raise ProtocolError("this recorder counts already; a recorder is entered once")
         self.start()
+        self._entered = self.steps, self._captures
         self._hook = register_optimizer_step_post_hook(self._stepped)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Captures the end, also where training failed, and stops counting."""
+        """Stops counting and captures the end, unless training failed."""
         self._stop_counting()
         # A model whose training failed may not run any more; its own error matters more.
-        if kind is None:
-            self.finish()
+        if kind is not None:
+            return
+        if self._entered == (self.steps, self._captures):
+            warnings.warn(
+                "no optimiser of the recorded model stepped, so that only its start is recorded; where others change "
+                "it, such as a moving average, call step() after each training step",
+                stacklevel=2,
+            )
+        self.finish()
 
     def start(self, step: int | None = None) -> None:
         """Captures the network before its next step, unless that is done.
@@ -184,6 +200,8 @@ class Recorder:
 
     def finish(self) -> None:
         """Captures the network after its last step, unless that is done."""
+        if self._others:  # steps that do not count have changed it since
+            self.capture()
         self.start()
 
     def capture(self) -> None:
@@ -220,12 +238,17 @@ class Recorder:
         return callbacks.make(self, kind)
 
     def _stepped(self, optimiser: Optimizer, *_: Any) -> None:
-        if self._optimiser is None:
+        if optimiser is not self._optimiser:
             own = set(map(id, self.adapter.module.parameters()))
-            if any(id(parameter) in own for group in optimiser.param_groups for parameter in group["params"]):
-                self._optimiser = optimiser
-        if optimiser is self._optimiser:
-            self._count()
+            if not any(id(parameter) in own for group in optimiser.param_groups for parameter in group["params"]):
+                return
+            self._others += 1
+            if self._optimiser is not None and self._others < SWITCH:
+                return
+            self._optimiser = optimiser
+            self.steps += self._others - 1
+        self._others = 0
+        self._count()
 
     def _count(self) -> None:
         self.steps += 1
@@ -238,7 +261,12 @@ class Recorder:
             self._hook = None
 
     def _places(self, engine: Engine) -> dict[str, Place]:
-        return {name: engine.find(_moved(self._sample, engine.device), name) for name in self.layers}
+        return {name: engine.find(self._placed(self._sample, engine), name) for name in self.layers}
+
+    def _placed(self, sample: Sample, engine: Engine) -> Sample:
+        """A sample where the model is now, and in its precision, if the model's has changed since the start."""
+        now, start = _precision(self.adapter.module), self._precision
+        return _moved(sample, engine.device, {} if now is None or start is None else {start: now})
 
     def _look(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The model's outputs, and the layers', for the whole probe, in as many passes as it takes."""
@@ -248,7 +276,7 @@ class Recorder:
         outputs: list[Tensor] = []
         found: dict[str, list[Tensor]] = {name: [] for name in places}
         for some in torch.split(torch.arange(len(self._sample)), rows):
-            part = _moved(self._sample[some], engine.device)
+            part = self._placed(self._sample[some], engine)
             none = torch.zeros(len(some), dtype=torch.long)
             segment = Segment(part.inputs, part.frame.extras, some, (), (), none)
             (taken,) = engine.run(part.frame, [segment], tuple(set(places.values())))
@@ -262,7 +290,7 @@ class Recorder:
 
     def _rows(self, engine: Engine) -> int:
         """The rows of one pass."""
-        part = _moved(self._sample[:1], engine.device)
+        part = self._placed(self._sample[:1], engine)
         size = engine.trace(part.frame, part.inputs, part.frame.extras).bytes
         numel = sum(leaf.numel() for leaf in tensors_of(part.inputs))
         rows = rows_at_once(self.batch_size, bytes_per_row=size, numel=numel, gradients=False, device=engine.device)
@@ -275,16 +303,30 @@ class Recorder:
         return values.to(self.dtype) if self.dtype is not None and values.is_floating_point() else values
 
 
-def _moved(sample: Sample, device: torch.device) -> Sample:
-    extras = {name: extra.to(device) for name, extra in sample.frame.extras.items()}
-    inputs = each(lambda leaf: leaf.to(device), sample.inputs)
+def _precision(module: nn.Module) -> torch.dtype | None:
+    """The type of a model's first parameter that is no integer."""
+    return next((one.dtype for one in module.parameters() if one.is_floating_point()), None)
+
+
+def _moved(
+    sample: Sample, device: torch.device, kinds: Mapping[torch.dtype, torch.dtype] = MappingProxyType({})
+) -> Sample:
+    """A sample on a device, with tensors of some types in others."""
+    extras = {name: extra.to(device, kinds.get(extra.dtype)) for name, extra in sample.frame.extras.items()}
+    inputs = each(lambda leaf: leaf.to(device, kinds.get(leaf.dtype)), sample.inputs)
     return replace(sample, inputs=inputs, frame=replace(sample.frame, extras=extras))
 
 
 def _labels(labels: Any, count: int) -> Tensor | None:
     if labels is None:
         return None
-    classes = torch.as_tensor(labels).detach().cpu()
+    try:
+        classes = torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the labels are no numbers ({error}); expected ({count},) classes from 0, such as "
+            "torch.tensor([kinds.index(one) for one in labels]); names=... takes words"
+        ) from error
     if classes.shape != (count,) or classes.is_floating_point() or classes.dtype == torch.bool:
         raise InputError(f"the labels are {classes.dtype} of shape {tuple(classes.shape)}; expected ({count},) classes")
     return classes.long().clone()

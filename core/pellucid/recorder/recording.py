@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.errors import InputError, LayerError, SavedFileError, nearest
 from pellucid.recorder import files
-from pellucid.recorder.states import States
+from pellucid.recorder.states import States, log_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Run:
             over=layer,
             labels=probe.labels,
             names=probe.names,
-            outputs=outputs if outputs.dim() == 3 else None,
+            outputs=outputs if outputs.dim() == 3 and outputs.shape[2] > 1 else None,  # one score is of no classes
             classes=probe.classes,
             pictures=probe.pictures,
         )
@@ -148,10 +148,11 @@ class Recording:
     def networks(self, of: str = files.OUTPUT) -> States:
         """Whole networks as points: each run through training, at the steps that all have, (T, runs, d).
 
-        By default in function space: a network's state is what it says of the whole probe, the probabilities (softmax
-        of its outputs) of all examples, d = n x classes; `in_pca` with `n_classes=` and `pca` are maps for them. Runs
-        may be of other architectures, seeds or learning rates. `of` a layer, all its states are the network's; of
-        "parameters", its weights. `random_walk()` of what is returned is the control.
+        By default in function space: a network's state is what it says of the whole probe, the probabilities of all
+        examples, d = n x classes (of a model that is no classifier, its outputs as they are); `in_pca` with
+        `n_classes=` and `pca` are maps for them. Runs may be of other architectures, seeds or learning rates. `of` a
+        layer, all its states are the network's; of "parameters", its weights. `random_walk()` of what is returned is
+        the control.
 
         Args:
             of: "output", a layer's name, or "parameters", where they were recorded.
@@ -169,13 +170,15 @@ class Recording:
             if not _alike(runs[0].probe, run.probe):
                 raise InputError(f"the runs '{runs[0].name}' and '{run.name}' were recorded on different probes")
         found = [run.states(of, common) for run in runs]
-        points = [one.outputs if of == files.OUTPUT else one.values for one in found]
-        shapes = {run.name: None if one is None else tuple(one.shape) for run, one in zip(runs, points, strict=True)}
-        if len(set(shapes.values())) > 1 or None in shapes.values():
-            raise InputError(f"the runs' '{of}' has the shapes {shapes}; expected one shape for all runs")
         function = of == files.OUTPUT
-        vectors = [one.double().softmax(dim=-1) if function else one for one in points if one is not None]
-        values = torch.stack([one.flatten(1) for one in vectors], dim=1)
+        points = [
+            one.values if one.outputs is None or not function else log_scores(one.outputs).softmax(dim=-1)
+            for one in found
+        ]
+        shapes = {run.name: tuple(one.shape) for run, one in zip(runs, points, strict=True)}
+        if len(set(shapes.values())) > 1:
+            raise InputError(f"the runs' '{of}' has the shapes {shapes}; expected one shape for all runs")
+        values = torch.stack([one.flatten(1) for one in points], dim=1)
         names = tuple(run.name for run in runs)
         return States(values, torch.tensor(common), over="function" if function else of, names=names)
 

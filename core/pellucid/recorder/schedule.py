@@ -27,14 +27,16 @@ def due(every: Schedule) -> Callable[[int], bool]:
     Raises:
         ParameterError: when the schedule is none of those.
     """
-    if every == "log":
+    if isinstance(every, str) and every == "log":
         return _on_log_steps
+    if hasattr(every, "tolist"):  # numbers and arrays of NumPy's and torch's
+        every = every.tolist()
     if isinstance(every, int) and not isinstance(every, bool) and every >= 1:
         return lambda step: step % every == 0
     if callable(every):
         return lambda step: step == 0 or bool(every(step))
     if isinstance(every, Collection) and not isinstance(every, str):
-        steps = frozenset(every)
+        steps = frozenset(step.tolist() if hasattr(step, "tolist") else step for step in every)
         if all(isinstance(step, int) and not isinstance(step, bool) and step >= 0 for step in steps):
             return lambda step: step == 0 or step in steps
     raise ParameterError(

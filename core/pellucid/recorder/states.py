@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pellucid.api import project
 from pellucid.errors import InputError
 from pellucid.results import Check, Projection
-from pellucid.results.projection import path_lengths
+from pellucid.results.projection import path_lengths, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ class States:
         return self.values.shape[1]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """The values, so that `pellucid.project` and numpy take states as they are."""
-        values = self.values.numpy()
+        """The values, so that `pellucid.project` and numpy take states as they are; numpy knows no bfloat16."""
+        values = (self.values.float() if self.values.dtype == torch.bfloat16 else self.values).numpy()
         return values if dtype is None else values.astype(dtype)
 
     @property
@@ -78,15 +78,18 @@ class States:
 
     @property
     def losses(self) -> Tensor:
-        """(T, n) each example's cross-entropy.
+        """(T, n) each example's cross-entropy; NaN where its label is none of the model's classes.
 
         Raises:
             InputError: without outputs and labels.
         """
-        outputs, labels = self._outputs(), self._labels()
-        return F.cross_entropy(outputs.double().flatten(0, 1), labels.repeat(len(outputs)), reduction="none").view(
-            outputs.shape[:2]
-        )
+        scores, labels = log_scores(self._outputs()), self._labels()
+        known = (labels >= 0) & (labels < scores.shape[-1])
+        losses = scores.new_full(scores.shape[:2], torch.nan)
+        losses[:, known] = F.cross_entropy(
+            scores[:, known].flatten(0, 1), labels[known].repeat(len(scores)), reduction="none"
+        ).view(len(scores), -1)
+        return losses
 
     @property
     def correct(self) -> Tensor:
@@ -125,10 +128,11 @@ class States:
         return replace(self, values=self.values[frames], steps=self.steps[frames], outputs=outputs)
 
     def project(self, technique: Any = "dynamic_tsne", *, seed: int = 0, **parameters: Any) -> Projection:
-        """Maps the states; the map knows their steps, labels and names.
+        """Maps the states; the map knows their layer, steps, labels, classes and names.
 
         Captures with states that are not finite, as of a run that diverged, have no place: theirs are NaN, which plots
-        leave out, and a check names the first of them.
+        leave out, and a check names the first of them. Where fewer places are lost so, the points with such states have
+        none at any time instead, as one network of several that diverged.
 
         Args:
             technique: a projector's name or instance.
@@ -138,21 +142,23 @@ class States:
         Raises:
             InputError: when no capture is finite; and as `pellucid.project`.
         """
-        finite = self.finite
-        if not bool(finite.any()):
+        times, points = whole(torch.stack([frame.isfinite().all(dim=-1) for frame in self.values]))
+        if not bool(times.any()):
             raise InputError("no capture has only finite states (no NaN or infinity), so that there is nothing to map")
+        lost = bool((~times).any()), bool((~points).any())
         # Indexing copies, and states may be larger than the memory.
-        given = self.values if bool(finite.all()) else self.values[finite]
+        given = self.values[times] if lost[0] else self.values[:, points] if lost[1] else self.values
         made = project(given, technique, seed=seed, **parameters)
         values = made.values
         checks = tuple(made.checks)
-        if not bool(finite.all()):
-            values = values.new_full((len(finite), *made.values.shape[1:]), torch.nan)
-            values[finite] = made.values
-            lost = self.steps[~finite]
-            note = f"captures have NaN or infinite states, the first at step {int(lost[0])}; they have no place"
-            checks += (Check.info("diverged", float(len(lost)), note),)
-        return replace(made, values=values, times=self.steps, labels=self.labels, names=self.names, checks=checks)
+        if any(lost):
+            values = values.new_full((*self.values.shape[:2], values.shape[-1]), torch.nan)
+            values[times.unsqueeze(1) & points] = made.values.flatten(0, 1)
+            checks += (self._diverged(times, points),)
+        meta = replace(made.meta, layer=self.over or None, categories=self.classes)
+        return replace(
+            made, values=values, times=self.steps, labels=self.labels, names=self.names, checks=checks, meta=meta
+        )
 
     def units(self) -> States:
         """The units as points, (T, d, n): what each gives for all examples. `m_phate` is a map for them."""
@@ -174,6 +180,17 @@ class States:
         values = torch.cat([start, start + walked.cumsum(dim=0)]).to(self.values.dtype)
         return replace(self, values=values, over=f"random walk like {self.over}", outputs=None)
 
+    def _diverged(self, times: Tensor, points: Tensor) -> Check:
+        """Says which captures or points have no place."""
+        if bool(points.all()):
+            step = int(self.steps[~times][0])
+            note = f"captures have NaN or infinite states, the first at step {step}; they have no place"
+            return Check.info("diverged", float((~times).sum()), note)
+        place = int((~points).long().argmax())
+        first = self.names[place] if self.names is not None else f"point {place}"
+        note = f"points have NaN or infinite states at some step, the first of them {first}; they have no place"
+        return Check.info("diverged", float((~points).sum()), note)
+
     def _outputs(self) -> Tensor:
         if self.outputs is None:
             raise InputError("these states have no outputs (T, n, classes), which predictions and losses are made of")
@@ -183,3 +200,14 @@ class States:
         if self.labels is None:
             raise InputError("these states have no labels; give Recorder(labels=...)")
         return self.labels
+
+
+def log_scores(outputs: Tensor) -> Tensor:
+    """Outputs (..., classes) in double precision, whose softmax are the probabilities that the model gives.
+
+    Those of a model that ends in a softmax are probabilities already, and their logarithms are taken.
+    """
+    scores = outputs.double()
+    known = scores[scores.isfinite().all(dim=-1)]
+    already = bool((known >= 0).all()) and bool(((known.sum(dim=-1) - 1).abs() < 1e-2).all()) and len(known) > 0
+    return scores.clamp_min(torch.finfo(torch.float32).tiny).log() if already else scores

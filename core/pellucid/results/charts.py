@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -15,6 +15,7 @@ from pellucid.results import draw
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from pellucid.results.projection import Projection
     from pellucid.results.scores import Scores
@@ -136,7 +137,7 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
             fading = [to_rgba(colours[place], a) for a in np.linspace(0.15, 0.85, len(pieces)) * (0.3 if crowd else 1)]
             width = 0.6 if crowd else 1.3
             ax.add_collection(LineCollection(list(pieces), colors=fading, linewidths=width, zorder=2))
-    last = points[-1] if result.moves else points
+    last = _last(points) if result.moves else points
     finite = np.isfinite(last).all(axis=-1)
     many = len(result) > 500
     for name, members in members_of.items():
@@ -164,21 +165,38 @@ def projection(result: Projection, axes: tuple[int, int], annotate: bool | None)
             label=draw.short(draw.called(mark)),
             zorder=4,
         )
-    if result.names is not None and (len(result) <= 25 if annotate is None else annotate):
+    told = len(members_of) > 1 and result.labels is None  # by the legend
+    if result.names is not None and (len(result) <= 25 and not told if annotate is None else annotate):
         for place, name in enumerate(result.names):
             if finite[place]:
                 ax.annotate(draw.short(name, 18), last[place], (4, 4), textcoords="offset points", fontsize=8)
     ax.autoscale_view()
     if d > 1:
         ax.set_aspect("equal", adjustable="datalim")
-    draw.tidy(ax, draw.literal(result.meta.technique), names[axes[0]], names[axes[1]])
+    draw.tidy(ax, draw.titled(result.meta.technique), names[axes[0]], names[axes[1]])
     if len(members_of) > 1 or any(result.marks or ()):
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.2)
     return picture
 
 
+def _last(points: NDArray[Any]) -> NDArray[Any]:
+    """(n, 2) where each point of (T, n, 2) is last that has a place there: a run may diverge before its end."""
+    known = np.isfinite(points).all(axis=-1)
+    times = len(points) - 1 - known[::-1].argmax(axis=0)
+    last: NDArray[Any] = points[times, np.arange(points.shape[1])]
+    return last
+
+
 def groups(result: Projection) -> tuple[dict[str, list[int]], list[str]]:
-    """The points of each label, and the colour of each point."""
+    """The points of each label, and the colour of each point.
+
+    A few points that move, such as networks, are groups of their own where they have names and no labels.
+    """
+    if result.labels is None and result.names is not None and result.moves and len(result) <= len(draw.SERIES):
+        members: dict[str, list[int]] = {}
+        for place, own in enumerate(result.names):
+            members.setdefault(draw.short(own), []).append(place)
+        return members, [draw.SERIES[min(members[draw.short(own)])] for own in result.names]
     if result.labels is None:
         return {"": list(range(len(result)))}, [draw.SERIES[0]] * len(result)
     labels = result.labels.detach().cpu().tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pellucid.errors import InputError
@@ -63,13 +64,14 @@ class Projection(Explanation):
     def plot(self, axes: tuple[int, int] = (0, 1), *, annotate: bool | None = None) -> Figure:
         """Draws two of the axes and returns a matplotlib figure, without showing it.
 
-        Points are coloured by their labels; marked ones have a ring in their mark's colour. Points that move are drawn
-        as paths, fading towards their start and ending in a dot. Both axes have one scale, so that distances are what
-        they seem. With one axis, the points are spread along the other by their order.
+        Points are coloured by their labels, a few moving ones without labels by their names; marked ones have a ring in
+        their mark's colour. Points that move are drawn as paths, fading towards their start and ending in a dot at the
+        last place that they have. Both axes have one scale, so that distances are what they seem. With one axis, the
+        points are spread along the other by their order.
 
         Args:
             axes: which axes.
-            annotate: whether the points' names are written; None writes them for at most 25.
+            annotate: whether the points' names are written; None writes them for at most 25 that are in no legend.
 
         Raises:
             InputError: when an axis does not exist.
@@ -98,6 +100,18 @@ class Projection(Explanation):
                 table["mark"] = list(self.marks)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
+
+
+def whole(finite: Tensor) -> tuple[Tensor, Tensor]:
+    """Which times (T,) and which points (n,) of finite places (T, n) have no other places but these.
+
+    Either the times at which a place is not finite are left out, as of a network that diverged, or the points that have
+    such a place, as of one network of several: what loses fewer places.
+    """
+    times, points = finite.all(dim=1), finite.all(dim=0)
+    if int(times.sum()) * len(points) >= int(points.sum()) * len(times):
+        return times, torch.ones_like(points)
+    return torch.ones_like(times), points
 
 
 def path_lengths(places: Tensor) -> Tensor:

@@ -66,3 +66,16 @@ def test_opentsne_makes_the_map_of_scikit_learn_as_well_and_embeds_into_it():
     assert alike(placed.double(), known, torch.arange(9)) == 1
     torch.testing.assert_close(placed, again, rtol=0, atol=0.02 * float(known.std()))
     assert torch.equal(fitted.places, known)
+
+
+@pytest.mark.parametrize(("technique", "package"), [("pymde", "pymde"), ("opentsne", "openTSNE")])
+def test_single_new_points_and_huge_states_are_placed(technique, package):
+    pytest.importorskip(package)
+    states = clusters(30) * 1e30
+    made = pellucid.project(states.bfloat16(), technique)
+    assert made.values.dtype == torch.float32
+    assert made.values.isfinite().all()
+    fitted = pellucid.create(technique).fit(states)
+    assert fitted.transform(states[:1] * 1.01).shape == (1, 2)
+    with pytest.raises(pellucid.InputError, match="the map's own"):
+        fitted.transform(states[:, :4])

@@ -10,7 +10,7 @@ import pellucid
 from pellucid_projection.affinities import affinities
 from pellucid_projection.dynamic_tsne import DynamicTSNE, _Descent
 from pellucid_projection.in_pca import InPCA
-from pellucid_projection.points import distinct
+from pellucid_projection.points import Unit, distinct
 from pellucid_projection.trajectories import Trajectories
 
 NON_LINEAR = ("tsne", "umap", "dynamic_tsne")
@@ -244,13 +244,16 @@ def test_intensive_pca_is_classical_scaling_of_the_bhattacharyya_distances():
     assert two.checks[0].value == pytest.approx(1 - float((kept[2:].sum() / kept.sum()).sqrt()))
 
 
-def test_intensive_pca_refuses_what_are_no_distributions():
+def test_intensive_pca_refuses_what_are_no_distributions(monkeypatch):
     with pytest.raises(pellucid.InputError, match="logits=True"):
         pellucid.project(torch.randn(5, 4), "in_pca")
     with pytest.raises(pellucid.ParameterError, match="divide"):
         pellucid.project(torch.rand(5, 4), "in_pca", n_classes=3)
     with pytest.raises(pellucid.ParameterError, match="at most 3"):
         pellucid.project(torch.rand(3, 4), "in_pca", n_components=4)
+    monkeypatch.setattr("pellucid_projection.in_pca.MOST", 11)
+    with pytest.raises(pellucid.ParameterError, match="12 states"):
+        pellucid.project(torch.rand(3, 4, 4), "in_pca")
 
 
 @pytest.mark.parametrize("technique", [*NON_LINEAR, "random_projection", "in_pca"])
@@ -258,3 +261,42 @@ def test_states_that_are_no_points_are_refused(technique):
     for states in (torch.rand(5), torch.full((5, 2), torch.nan), torch.rand(1, 2), torch.rand(5, 0)):
         with pytest.raises(pellucid.InputError):
             pellucid.project(states, technique)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-15, 1e-11])
+def test_a_network_that_stands_still_is_mapped(noise):
+    start = drifting(frames=1, n=12)
+    states = start + noise * torch.randn(4, 12, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made = pellucid.project(states, "dynamic_tsne", n_iterations=200).values
+    assert made.isfinite().all()
+    assert (made - made[:1]).abs().max() <= (0 if noise == 0 else 0.05 * float(made.std()))
+
+
+@pytest.mark.parametrize("technique", ["pca", "random_projection", "tsne", "dynamic_tsne", "m_phate"])
+def test_half_precision_is_mapped_in_single(technique):
+    half = drifting(frames=2, n=20).bfloat16()
+    made = pellucid.project(half, technique).values
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, pellucid.project(half.float(), technique).values, rtol=0, atol=1e-4)
+
+
+def test_states_beyond_the_range_of_the_libraries_are_brought_to_their_unit():
+    points = drifting(frames=1)[0]
+    expected = Unit.of(points)(points)
+    assert float(expected.square().sum(dim=1).mean()) == pytest.approx(1)
+    for scale in (1e-170, 1e-30, 1e30, 1e130):
+        torch.testing.assert_close(Unit.of(points * scale)(points * scale), expected)
+    assert Unit.of(points[:1])(points[:1]).tolist() == [[0.0] * 6]
+    assert pellucid.project((points * 1e30).float(), "umap").values.isfinite().all()
+    with pytest.raises(pellucid.InputError, match="leave double precision"):
+        pellucid.project(points * 1e200, "pca")
+
+
+@pytest.mark.parametrize("technique", ["pca", "random_projection", "umap"])
+def test_a_single_new_point_is_placed_and_one_of_other_features_is_not(technique):
+    states = drifting(frames=1)[0]
+    fitted = pellucid.create(technique).fit(states)
+    for new in (states[:1] + 0.01, states[:1].expand(3, 6), states[:1].numpy()):
+        assert fitted.transform(new).shape == (len(new), 2)
+    with pytest.raises(pellucid.InputError, match=r"expected \(\.\.\., 6\)"):
+        fitted.transform(states[:, :4])
