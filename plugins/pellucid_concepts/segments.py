@@ -151,7 +151,7 @@ class Cutter:
                 )
         if not maps:
             raise ParameterError("segments gave no map; expected one, or a list of them")
-        return maps
+        return [one.long() for one in maps]
 
     def _slic(self, image: int, count: int) -> Tensor:
         try:

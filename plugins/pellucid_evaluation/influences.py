@@ -35,7 +35,7 @@ def controls(explanation: Any, train: Any, kinds: Sequence[str] = ("random", "si
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Ranks along the last axis, those of ties averaged."""
+    """Ranks along the last axis, those of ties averaged; NaN where one of the values is."""
     order = values.argsort(dim=-1, stable=True)
     places = torch.arange(values.shape[-1], dtype=torch.float64, device=values.device).expand(values.shape)
     placed = torch.empty(values.shape, dtype=torch.float64, device=values.device).scatter_(-1, order, places)
@@ -45,15 +45,15 @@ def ranks(values: Tensor) -> Tensor:
         sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64, device=values.device)
         counts = sums.clone().index_add_(0, group, torch.ones_like(place))
         place.copy_((sums.index_add_(0, group, place) / counts)[group])
-    return result
+    return result.masked_fill_(values.isnan().any(dim=-1, keepdim=True), torch.nan)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation along the last axis; zero where one side is constant."""
+    """Pearson's correlation along the last axis; zero where one side is constant, NaN where a value is."""
     one, other = (values.double() - values.double().mean(dim=-1, keepdim=True) for values in (one, other))
     norms = one.norm(dim=-1) * other.norm(dim=-1)
     products = (one * other).sum(dim=-1)
-    return torch.where(norms > 0, products / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return torch.where(norms == 0, 0.0, products / norms)
 
 
 def small_trainer() -> Trainer:

@@ -46,7 +46,7 @@ class SimilarExamples(Explainer):
 
     * "perceptual": at each position of each layer the channels are scaled to length one; the squared differences are
       averaged over the positions and summed over the layers. From 0 to 4 for each layer; to 2 behind a ReLU.
-    * "cosine": one less the cosine of the activations, summed over the layers.
+    * "cosine": one less the cosine of the activations, which is 0 where one side is zero, summed over the layers.
     * "euclidean": the length of the difference of all activations.
     * "ntk": one less the cosine of the gradients of the input's target by all parameters, at the input and at the
       training example: how much a step on the one moves the other's score. From 0 to 2. Layers do not count.
@@ -179,7 +179,10 @@ class SimilarExamples(Explainer):
                 positions = max(1, maps[0, 0].numel())
                 values = _unit(maps) / positions**0.5
             elif self.metric == "cosine":
-                values = _unit(values.flatten(1)) / 2**0.5
+                values = _unit(values.flatten(1))
+                # Where all is zero, an axis of its own: of no likeness to others, rather than half as far from each.
+                none = (values == 0).all(dim=1, keepdim=True).to(values)
+                values = torch.cat([values, none], dim=1) / 2**0.5
             parts.append(values.flatten(1))
         return torch.cat(parts, dim=1)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pellucid import Check, ClassLogit, Look, Passes, Sample, Seen, Target, Training
+from pellucid import Check, ClassLogit, Look, Passes, Sample, Seen, Target, Training, Unsuitable
 from pellucid_examples.nearest import Nearest
 from pellucid_examples.streaming import streamed
 
@@ -20,9 +20,17 @@ def by_kernel(sample: Sample, train: Training, k: int) -> Passes[tuple[Nearest, 
     """The k training examples whose target's gradient by the parameters has the greatest cosine with each input's.
 
     The target is that of the input, also at the training examples: each class among the targets costs a backward pass.
+
+    Raises:
+        Unsuitable: for a model of whose parameters none has gradients for each example.
     """
     seen = yield Look(at=sample, factors=("*",))
     queries, groups = seen.factors, _groups(sample, seen)
+    if not queries.layers:
+        raise Unsuitable(
+            f"none of the parameters {sorted(queries.uncovered)[:5]} has per-example gradients in closed form; "
+            "expected linear layers, convolutions, embeddings or normalisations, or another metric"
+        )
     lengths = queries.squares().clamp_min(0).sqrt()
     nearest = Nearest(len(sample), k, lengths)
 

@@ -19,7 +19,7 @@ from pellucid_influence.low_rank import low_rank
 from pellucid_influence.ntk_influence import noise
 from pellucid_influence.softened import Softened
 from pellucid_influence.solvers import LARGEST, conjugate_gradients, explicit, lissa
-from pellucid_influence.training import inverse, kernel
+from pellucid_influence.training import inverse, kernel, precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class InfluenceFunctions(Explainer):
         else:
             way = self._by_kernel if (self.curvature, self.solver) == ("fisher", "explicit") else self._by_rows
         values, own, checks = yield from way(sample, train)
-        kind = sample.inputs.dtype
+        kind = precision(sample)
         selves = None if own is None else own.to(kind)
         return Influence(values.to(kind), self_influence=selves, checks=checks, **shown(train))
 

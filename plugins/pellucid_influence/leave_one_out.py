@@ -12,6 +12,7 @@ from pydantic import InstanceOf
 from pellucid import Check, Explainer, Influence, InputError, Look, Passes, Sample, Trainer
 from pellucid_influence.certificates import learnt, shown
 from pellucid_influence.data import training
+from pellucid_influence.training import precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +45,17 @@ class LeaveOneOut(Explainer):
         super().__post_init__()
         if self.examples is not None:
             places = torch.as_tensor(self.examples)
-            if places.dim() != 1 or not len(places) or int(places.min()) < 0 or int(places.max()) >= len(self.trainer):
+            named = places.dim() == 1 and len(places) > 0
+            if (
+                not named
+                or places.is_floating_point()
+                or places.dtype == torch.bool
+                or int(places.min()) < 0
+                or int(places.max()) >= len(self.trainer)
+            ):
                 raise InputError(
-                    f"examples has shape {tuple(places.shape)} or names examples that are not there; expected places "
-                    f"from 0 to {len(self.trainer) - 1}"
+                    f"examples are {places.dtype} of shape {tuple(places.shape)}, or name examples that are not there; "
+                    f"expected places from 0 to {len(self.trainer) - 1}"
                 )
 
     @classmethod
@@ -60,7 +68,8 @@ class LeaveOneOut(Explainer):
         train = training(self.trainer.train, sample)
         count = len(self.trainer)
         places = list(range(count)) if self.examples is None else torch.as_tensor(self.examples).tolist()
-        values = torch.full((self.n_seeds, len(sample), count), torch.nan).to(sample.inputs)
+        shape, kind = (self.n_seeds, len(sample), count), precision(sample)
+        values = torch.full(shape, torch.nan, dtype=kind, device=sample.device)
         checks: list[Check] = []
         for draw in range(self.n_seeds):
             seed = int(torch.randint(2**62, (), generator=sample.generator("training", draw)))

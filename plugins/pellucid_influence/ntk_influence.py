@@ -13,7 +13,7 @@ from pellucid import Blocks, Explainer, Influence, Passes, Sample
 from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.data import source, training
 from pellucid_influence.surrogate import contributions
-from pellucid_influence.training import kernel
+from pellucid_influence.training import kernel, precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,8 @@ class NTKInfluence(Explainer):
         train, blocks = training(self.train, sample), Blocks(self.folder)
         if self.surrogate:
             values, found, fidelity = yield from contributions(sample, train, self.parameters, self.ridge, blocks)
-            return Influence(values.to(sample.inputs), checks=[*certificates(found, train), *fidelity], **shown(train))
+            checks = [*certificates(found, train), *fidelity]
+            return Influence(values.to(precision(sample)), checks=checks, **shown(train))
         found = yield from kernel(sample, train, self.parameters, blocks=blocks)
         return Influence(
             -self.learning_rate * found.values,

@@ -34,12 +34,13 @@ class Recorded:
 
     def __init__(self, trainer: Trainer, seed: int, blocks: Blocks) -> None:
         self.trainer, self._blocks = trainer, blocks
-        self.model = trainer.model(seed).train().requires_grad_(True)
-        self.names = [name for name, _ in self.model.named_parameters()]
+        self.model = trainer.model(seed).train()
+        trained = trainer.trained(self.model)
+        self.names = list(trained)
         self.batches = list(trainer.batches(seed))
         self.stride = max(1, math.isqrt(len(self.batches)))
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        state = [parameter.detach().clone() for parameter in self.model.parameters()]
+        state = [parameter.detach().clone() for parameter in trained.values()]
         slots = {"adam": 2, "sgd": int(trainer.momentum != 0)}[trainer.optimizer]
         state += [torch.zeros_like(parameter) for _ in range(slots) for parameter in state]
         every = torch.ones(len(trainer), dtype=torch.bool)
@@ -51,7 +52,7 @@ class Recorded:
                 self._kept.append((state, torch.get_rng_state()))
                 state = self._stretch(state, start, buffers)
         with torch.no_grad():
-            for parameter, value in zip(self.model.parameters(), state, strict=False):
+            for parameter, value in zip(trained.values(), state, strict=False):
                 parameter.copy_(value)
         self.weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 

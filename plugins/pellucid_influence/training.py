@@ -39,6 +39,12 @@ def block_rows(factors: Factors) -> int:
     return max(1, min(LARGEST, BLOCK_BYTES * len(factors) // max(factors.nbytes, 1)))
 
 
+def precision(sample: Sample) -> torch.dtype:
+    """The type of an influence on queries: theirs, but for half precision, in which it would overflow or vanish."""
+    kind: torch.dtype = sample.inputs.dtype
+    return torch.float32 if kind in (torch.float16, torch.bfloat16) else kind
+
+
 def told(sample: Sample) -> str:
     """A digest of examples and of what is asked of each."""
     return digest(sample.inputs, type(sample.target).__qualname__, vars(sample.target))

@@ -33,7 +33,18 @@ from pellucid import (
 from pellucid_influence.certificates import certificates, shown
 from pellucid_influence.data import source, training
 from pellucid_influence.ntk_influence import noise
-from pellucid_influence.training import LOOK, Kernel, block_rows, check_covered, classes_of, inverse, kernel, some, told
+from pellucid_influence.training import (
+    LOOK,
+    Kernel,
+    block_rows,
+    check_covered,
+    classes_of,
+    inverse,
+    kernel,
+    precision,
+    some,
+    told,
+)
 
 SHARE = 0.3
 """The ridge "auto", as a share of the kernel's mean eigenvalue."""
@@ -132,7 +143,7 @@ class TRAK(Explainer):
             one = certificates(found, margins)
             checks += one if len(states) == 1 else [replace(c, name=f"{c.name}, model {place}") for c in one]
         shares = shares.double() / len(states) ** 2
-        kind = sample.inputs.dtype
+        kind = precision(sample)
         return Influence(
             (values * shares).to(kind), self_influence=(own * shares).to(kind), checks=checks, **shown(margins)
         )

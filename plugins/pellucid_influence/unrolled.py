@@ -16,7 +16,7 @@ from pellucid_influence.certificates import learnt, shown
 from pellucid_influence.data import training
 from pellucid_influence.leave_one_out import small_trainer
 from pellucid_influence.recorded import Recorded
-from pellucid_influence.training import check_covered
+from pellucid_influence.training import check_covered, precision
 
 ALIKE = 1e-3
 """How far, as a share of the greatest, the trained model's scores may be from those of the explained one."""
@@ -84,7 +84,7 @@ class Unrolled(Explainer):
         """For each seed a training, a forward and a backward pass of the queries, and the way back."""
         train = training(self.trainer.train, sample)
         own = yield Look(at=sample)
-        values = torch.zeros(len(sample), len(self.trainer)).to(sample.inputs)
+        values = torch.zeros(len(sample), len(self.trainer), dtype=precision(sample), device=sample.device)
         scores, checks = torch.zeros_like(own.scores), list[Check]()
         for seed in self.seeds:
             run = Recorded(self.trainer, seed, Blocks(self.folder))

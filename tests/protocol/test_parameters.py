@@ -9,7 +9,7 @@ import pytest
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from pellucid import Explainer, ParameterError
+from pellucid import Explainer, ParameterError, PluginError
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,12 @@ def test_what_does_not_fit_is_told_with_the_name_and_the_value(given, told):
     with pytest.raises(ParameterError, match=told) as error:
         Technique(**given)
     assert "Technique(" in str(error.value)
+
+
+def test_a_type_that_its_module_does_not_know_is_the_plugin_s_mistake():
+    unknown = type("Unknown", (Technique,), {"__annotations__": {"other": "Nowhere"}, "other": None})
+    with pytest.raises(PluginError, match=r"a parameter of Unknown has a type.*'Nowhere' is not defined"):
+        dataclass(frozen=True, eq=False)(unknown)()
 
 
 def test_instances_do_not_change():

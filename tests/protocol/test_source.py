@@ -29,9 +29,35 @@ class Items(Dataset):
         return self.make(place)
 
 
+class Halved(TensorDataset):
+    """Items that are made of the tensors."""
+
+    def __getitem__(self, place):
+        x, y = super().__getitem__(place)
+        return x / 2, y
+
+
+class Transformed(Dataset):
+    """As `Halved`, of a data set that keeps its tensors by the name that a TensorDataset does."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, place):
+        return self.tensors[0][place] / 2, self.tensors[1][place]
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield from ()
+
+
+class Counted(Endless):
+    def __len__(self):
+        return N
 
 
 def swapped(batch):
@@ -56,6 +82,10 @@ def forms(folder):
         "Dataset of arrays": Items(lambda place: (read_only[place], labels[place])),
         "DataLoader": DataLoader(TensorDataset(x, y), batch_size=2, shuffle=True),
         "DataLoader, collated": DataLoader(Items(lambda place: (int(y[place]), x[place])), collate_fn=swapped),
+        "DataLoader without batches": DataLoader(Items(lambda place: (x[place], int(y[place]))), batch_size=None),
+        "Dataset that keeps tensors": Transformed((x * 2, y)),
+        "TensorDataset with items of its own": Halved(x * 2, y),
+        "arrays turned round": (x.flip(0, 2).numpy()[::-1, :, ::-1], y.flip(0).numpy().astype(np.uint64)[::-1]),
     }
 
 
@@ -68,7 +98,7 @@ def test_every_form_of_a_data_set_is_read_alike(tmp_path):
         assert (source.count, inputs.dtype, labels.dtype) == (N, torch.float32, torch.int64), name
         assert torch.equal(inputs, x[places]), name
         assert torch.equal(labels, y[places]), name
-        held = name in ("tensors", "list", "arrays", "TensorDataset")
+        held = name in ("tensors", "list", "arrays", "TensorDataset", "arrays turned round")
         assert (source.inputs is not None) == held, name
         assert (source.labels is not None) == (held or "mapped" in name), name
         if "collated" not in name:
@@ -104,7 +134,9 @@ def test_inputs_alone_are_a_data_set_where_no_labels_are_needed():
         (torch.ones(4), False, r"has inputs \(4,\)"),
         (torch.ones(0, 3), False, r"has inputs \(0, 3\)"),
         (np.array([["a"]]), False, "ndarray is no tensor"),
+        ([torch.ones(4, 2)] * 3, False, "set is a list"),
         (Endless(), False, "Endless without a length"),
+        (Counted(), False, "Counted without a length, or without items by their places"),
         (DataLoader(Endless()), True, "Endless without a length"),
         (Items(None, 0), True, "empty Items"),
         (torch.ones(4, 2), True, "set is a Tensor; expected .inputs, labels."),

@@ -21,7 +21,7 @@ from pellucid.engine.forms import Form
 from pellucid.engine.functions import FORMS
 from pellucid.engine.outputs import first_tensor, tensors_in
 from pellucid.engine.watch import version_of
-from pellucid.errors import LayerError, ModelError, nearest
+from pellucid.errors import LayerError, ModelError, Unsuitable, nearest
 from pellucid.protocol.factors import Factor, Factors
 
 ATTENTION = types.FunctionType(
@@ -71,12 +71,14 @@ class Use:
         edge: where in the graph the result is.
         argument: what the layer was given.
         version: how often that was changed in place before.
+        zero: the gradient by the result where the score does not depend on it; it takes no memory.
     """
 
     form: Form
     edge: Any
     argument: Tensor | None
     version: int
+    zero: Tensor
 
 
 class ParameterWatch(TorchFunctionMode):
@@ -111,6 +113,8 @@ class ParameterWatch(TorchFunctionMode):
     ) -> Any:
         """Calls the function, and notes what it makes of parameters."""
         kwargs = kwargs or {}
+        if function is F.batch_norm:
+            self._check_norm(*args, **kwargs)
         if function is F.multi_head_attention_forward:
             query = args[0] if args else kwargs["query"]
             before, self._sequences = self._sequences, query.shape[1] if query.dim() == 3 else 1
@@ -134,6 +138,7 @@ class ParameterWatch(TorchFunctionMode):
         if self._are_rows(result, given):
             return result
         names = {self._names[id(tensor)][0] for tensor in given}
+        again = not names.isdisjoint(self._seen)
         self._seen |= names
         start = first_tensor(result)
         if (
@@ -145,17 +150,35 @@ class ParameterWatch(TorchFunctionMode):
         ):
             self._unknown |= names
             return result
-        if not start.requires_grad:
+        # Inputs are differentiable here: what is not may be the same for all examples, and have rows of its own.
+        constant = not start.requires_grad
+        if constant:
             start = _Start.apply(start.clone() if form.is_view else start, self._spark)
         if argument is not None:
             argument = argument.detach().clone() if self.copies else argument.detach()
             version = version_of(argument)
-        # Outside of attention the examples are taken to come first, alone or outermost of joined axes.
-        doubt = len(start) != self.rows or self.rows in start.shape[1:]
-        if doubt and self._sequences is None and self.rows > 1:
+        # Outside of attention the examples are taken to come first, alone or outermost of joined axes. One example is
+        # read in any case, and held against several, of which the same must be read. Where parameters are used again,
+        # it may be for one example after the other.
+        doubt = again or len(start) != self.rows or self.rows in start.shape[1:]
+        if constant or self.rows == 1 or (doubt and self._sequences is None):
             self._doubtful |= names
-        self._uses.append(Use(form, torch.autograd.graph.get_gradient_edge(start), argument, version))
+        zero = start.detach().new_zeros(()).expand(start.shape)
+        self._uses.append(Use(form, torch.autograd.graph.get_gradient_edge(start), argument, version, zero))
         return start
+
+    def _check_norm(self, input: Tensor, mean: Any = None, var: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Refuses a normalisation by the statistics of the batch.
+
+        Raises:
+            Unsuitable: since no example has a gradient of its own then.
+        """
+        mixed = FORMS[F.batch_norm](self._role, input, mean, var, *args, **kwargs) is None
+        if mixed and self.rows > 1 and len(input) % self.rows == 0:
+            raise Unsuitable(
+                "the model normalises by the statistics of the batch, such as a BatchNorm without running ones, so "
+                "that no example has a gradient of its own; expected a model that sees each example alone"
+            )
 
     def _role(self, tensor: Any) -> tuple[str, int, tuple[int, ...]] | None:
         """A parameter's name, the first of its rows that a tensor is, and its shape; None where it is none."""
@@ -203,19 +226,19 @@ class ParameterWatch(TorchFunctionMode):
         """The gradients of each example by the parameters, from those by the layers' outputs."""
         made: dict[tuple[str, ...], list[Factor]] = {}
         for use, gradient in zip(self._uses, gradients, strict=True):
-            if gradient is None or self._unknown & set(use.form.names):
+            if self._unknown.issuperset(use.form.names):
                 continue
-            for factor in use.form.factors(use.argument, gradient, self.rows):
-                made.setdefault(factor.names, []).append(factor)
+            # A zero is kept: another score, which the same layers' factors are held against, may depend on the layer.
+            slopes = use.zero if gradient is None else gradient
+            for factor in use.form.factors(use.argument, slopes, self.rows):
+                for part in _among(factor, frozenset(factor.names) - self._unknown):
+                    made.setdefault(part.names, []).append(part)
         layers = _without_overlap([_summed(several) for several in made.values()])
         covered = {name for layer in layers for name in layer.names}
-        # A parameter that nothing used, or whose use the score does not depend on, has no gradient.
-        idle = {name for use in self._uses for name in use.form.names} - self._unknown - covered
         names = asked.among(list(self._shapes))
-        left = [name for name in self._shapes if name in names - covered - idle]
-        parts = [part for layer in layers for part in ([layer] if names.issuperset(layer.names) else _split(layer))]
+        left = [name for name in self._shapes if name in names - covered]
         return Factors(
-            tuple(part for part in parts if names.issuperset(part.names)),
+            tuple(part for layer in layers for part in _among(layer, names)),
             {name: torch.Size(self._shapes[name]).numel() for name in left},
             frozenset(self._doubtful & covered),
         )
@@ -264,6 +287,12 @@ def _without_overlap(layers: list[Factor]) -> list[Factor]:
         for part in _split(layer):
             alone.setdefault(part.names, []).append(part)
     return [*kept, *(_summed(several) for several in alone.values())]
+
+
+def _among(layer: Factor, names: frozenset[str]) -> list[Factor]:
+    """The layer, or those of its parameters alone that are among some names."""
+    parts = [layer] if names.issuperset(layer.names) else _split(layer)
+    return [part for part in parts if names.issuperset(part.names)]
 
 
 def _split(layer: Factor) -> Iterator[Factor]:

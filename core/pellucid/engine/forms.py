@@ -90,7 +90,7 @@ def _vector(role: Role, values: Tensor) -> Iterator[Factor]:
     """The factor of a parameter from its gradients (rows, ...), which may be of some of its rows."""
     if role is not None:
         name, start, shape = role
-        values = values.flatten(1)
+        values = values.reshape(len(values), -1)
         size = torch.Size(shape).numel()
         begin = start * (size // max(shape[0], 1)) if shape else 0
         yield Factor((name,), (shape,), (values if values.shape[1] == size else _placed(values, begin, size),))
@@ -110,6 +110,10 @@ def regrouped(factor: Factor, rows: int) -> Factor:
 
 class Linear(Form):
     """A linear layer."""
+
+    def take(self, result: Tensor, rows: int, sequences: int | None) -> bool:
+        """A single vector is that of no batch."""
+        return result.dim() > 1 and super().take(result, rows, sequences)
 
     def of(self, given: Any, slopes: Tensor) -> Iterator[Factor]:
         """Inputs and slopes at each position."""
@@ -140,7 +144,8 @@ class Convolution(Form):
         """Patches and slopes at each position of the output."""
         positions, depth, width = slopes[0, 0].numel(), math.prod(self.kernel) * given.shape[1], slopes.shape[1]
         cheap = depth * width <= positions**2 * (depth + width)
-        if self.weight is not None and cheap and self.groups == 1 and len(self.kernel) == 2 and not self.weight[1]:
+        whole = self.weight is not None and self.weight[2][0] == width
+        if self.weight is not None and whole and cheap and self.groups == 1 and len(self.kernel) == 2:
             yield self._written(self.weight, given, slopes)
             yield from _vector(self.bias, slopes.sum(dim=(2, 3)))
             return
@@ -230,6 +235,11 @@ class Scale(Form):
     normalise: Callable[[Tensor], Tensor] = torch.clone
     channels: bool = True
 
+    def take(self, result: Tensor, rows: int, sequences: int | None) -> bool:
+        """What is normalised must have an axis more than what it is normalised over."""
+        role = self.weight or self.bias
+        return role is not None and result.dim() > len(role[2]) and super().take(result, rows, sequences)
+
     def of(self, given: Any, slopes: Tensor) -> Iterator[Factor]:
         """What was scaled times the slopes, summed over positions."""
         role = self.weight or self.bias
@@ -254,8 +264,7 @@ class Broadcast(Form):
         self.sequences = None
         same = len(shape) < result.dim() or shape[0] == 1
         fits = self.argument is None or self.argument.shape == result.shape
-        whole = self.weight[1] == 0
-        return sequences is None and same and fits and whole and result.dim() > 0 and len(result) % rows == 0
+        return sequences is None and same and fits and result.dim() > 0 and len(result) % rows == 0
 
     def of(self, given: Any, slopes: Tensor) -> Iterator[Factor]:
         """The slopes, times the argument, summed over the axes that the parameter has not."""

@@ -15,7 +15,9 @@ Roles: TypeAlias = Callable[[Any], Role]
 """Tells what an argument is as a parameter."""
 
 
-def _linear(role: Roles, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Form:
+def _linear(role: Roles, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Form | None:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return None  # one number for several outputs
     return Linear(input, role(weight), role(bias))
 
 
@@ -127,19 +129,25 @@ def _instance_norm(
 
 
 def _add(role: Roles, input: Any, other: Any, **kwargs: Any) -> Form | None:
-    roles = [one for one in (role(input), role(other)) if one is not None]
-    return Broadcast(None, roles[0]) if len(roles) == 1 and not kwargs else None
+    given = [one for one in (input, other) if role(one) is not None]
+    return Broadcast(None, role(given[0])) if len(given) == 1 and _is_whole(role, given[0]) and not kwargs else None
 
 
 def _multiply(role: Roles, input: Any, other: Any, **kwargs: Any) -> Form | None:
-    (parameter, argument) = (role(input), other) if role(input) is not None else (role(other), input)
-    if kwargs or not isinstance(argument, Tensor) or role(argument) is not None:
+    (parameter, argument) = (input, other) if role(input) is not None else (other, input)
+    if kwargs or not isinstance(argument, Tensor) or role(argument) is not None or not _is_whole(role, parameter):
         return None
-    return Broadcast(argument, parameter)
+    return Broadcast(argument, role(parameter))
 
 
 def _expand(role: Roles, input: Any, *sizes: Any, **kwargs: Any) -> Form | None:
-    return None if role(input) is None else Broadcast(None, role(input), is_view=True)
+    return Broadcast(None, role(input), is_view=True) if _is_whole(role, input) else None
+
+
+def _is_whole(role: Roles, tensor: Any) -> bool:
+    """Whether a tensor is a whole parameter: some rows of one may be repeated where it is not."""
+    found = role(tensor)
+    return found is not None and tuple(tensor.shape) == found[2]
 
 
 FORMS: dict[Any, Callable[..., Form | None]] = {

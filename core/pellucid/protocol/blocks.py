@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.errors import SavedFileError
 from pellucid.results import storage
@@ -39,6 +41,39 @@ def digest(*parts: Any) -> str:
 
     add(parts)
     return found.hexdigest()
+
+
+def settings(model: nn.Module) -> dict[str, str]:
+    """Digests of what a model's parts keep besides parameters, buffers and parts, by name.
+
+    The forward pass may depend on such numbers, texts, tensors and functions, and a model's `repr` need not show them.
+    """
+    own = vars(nn.Module()).keys()
+    return {
+        f"{name}.{key}": digest(plain(value))
+        for name, part in model.named_modules()
+        for key, value in vars(part).items()
+        if key not in own
+    }
+
+
+def plain(value: Any, depth: int = 4) -> Any:
+    """A value as `digest` takes it: of a function what it does, of what else has a `repr` of its own, its kind."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return [value.dtype.str, value.shape, value.tobytes()]
+    if isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))):
+        return value
+    if depth and isinstance(value, Mapping):
+        return [[plain(key, depth - 1), plain(one, depth - 1)] for key, one in value.items()]
+    if depth and isinstance(value, (list, tuple)):
+        return [plain(one, depth - 1) for one in value]
+    if depth and isinstance(value, FunctionType):
+        code, cells = value.__code__, value.__closure__ or ()
+        within = [code.co_consts, code.co_names, value.__defaults__, [cell.cell_contents for cell in cells]]
+        return [value.__qualname__, code.co_code, plain(within, depth - 1)]
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def raw(tensor: Tensor) -> memoryview:

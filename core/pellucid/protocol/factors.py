@@ -169,7 +169,8 @@ class Factors:
     Attributes:
         layers: the factors of the layers that are covered.
         uncovered: the numbers of parameters that were asked for and are not covered, by name: those of recurrent
-            layers, and those that the model uses by functions whose gradients are not known in closed form.
+            layers, those of which the same is made for all examples, such as a table of positions, and those that the
+            model uses by functions whose gradients are not known in closed form.
         doubtful: the engine's own: parameters of layers of which it had to guess where each example's rows lie.
     """
 
@@ -199,15 +200,13 @@ class Factors:
             first, layers=tuple(layer.joined([known[layer.names] for known in by_names[1:]]) for layer in first)
         )
 
-    def differing(self, alone: Factors) -> frozenset[str]:
-        """The parameters of which the first example's gradient is not what it is for that example alone."""
-        others = alone.by_parameter()
-        wrong = set()
+    def differing(self, others: Factors) -> frozenset[str]:
+        """The parameters of which the first example's gradient is another one, or not known, among other examples."""
+        expected, wrong = others[:1].by_parameter(), set()
         for name, values in self[:1].by_parameter().items():
-            expected = others.get(name)
-            if expected is None or (values - expected).norm() > 1e-2 * expected.norm() + 1e-12:
+            if name not in expected or (values - expected[name]).norm() > 1e-2 * expected[name].norm() + 1e-12:
                 wrong.add(name)
-        return frozenset(wrong & self.doubtful)
+        return frozenset(wrong)
 
     def without(self, names: frozenset[str]) -> Factors:
         """The same without the layers of some parameters, which are then not covered."""

@@ -111,6 +111,14 @@ class Look:
         return frozenset(words)
 
 
+class Asked(dict[str, Any]):
+    """What was seen by the names that the look gave."""
+
+    def __missing__(self, name: str) -> Any:
+        asked = ", ".join(map(repr, self)) or "nothing"
+        raise ProtocolError(f"the look did not ask for {name!r} here; it asked for {asked}")
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """What the engine sends back for a look.
@@ -129,8 +137,8 @@ class Seen:
         factors: each example's gradient by the parameters; with several targets a tuple of them.
         ledger: what was carried at every node, where the look had rules.
         reference_scores: the target's scores at the look's reference, of the same form as `scores`.
-        digest: of the model's structure and of all its parameters and buffers, or of those that the look lent it; ""
-            where it was not asked.
+        digest: of the model's structure, of the numbers, texts and tensors that its modules keep, and of all its
+            parameters and buffers, or of those that the look lent it; "" where it was not asked.
     """
 
     scores: Tensor
@@ -145,6 +153,10 @@ class Seen:
     ledger: Ledger | None = None
     reference_scores: Tensor | None = None
     digest: str = ""
+
+    def __post_init__(self) -> None:
+        for part in ("activations", "gradients", "layers"):
+            object.__setattr__(self, part, Asked(getattr(self, part)))
 
     def maps(self, layer: str) -> Tensor:
         """A layer's activations as maps (B, C, h, w), whatever the layout: channels first or last, or tokens.

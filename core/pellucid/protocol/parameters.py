@@ -7,7 +7,7 @@ import functools
 import typing
 from typing import Any
 
-from pellucid.errors import ParameterError
+from pellucid.errors import ParameterError, PluginError
 from pellucid.registry.technique import Technique
 
 
@@ -37,7 +37,13 @@ class Parametrised:
 def _checkers(technique: type) -> dict[str, Any]:
     from pydantic import ConfigDict, TypeAdapter
 
-    hints = typing.get_type_hints(technique, include_extras=True)
+    try:
+        hints = typing.get_type_hints(technique, include_extras=True)
+    except NameError as error:
+        raise PluginError(
+            f"a parameter of {technique.__name__} has a type that {technique.__module__} does not know: {error}. "
+            "Import it there, also at run time."
+        ) from error
     config = ConfigDict(arbitrary_types_allowed=True, strict=False)
     checkers = {}
     for field in dataclasses.fields(technique):

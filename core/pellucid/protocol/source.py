@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate, default_convert
 
 from pellucid.errors import InputError
 from pellucid.protocol.blocks import digest, raw
@@ -62,12 +62,14 @@ class Source:
                 an example is no tensor or a label none.
         """
         if isinstance(given, DataLoader):
-            own = None if given.collate_fn is default_collate else given.collate_fn
+            own = None if given.collate_fn in (default_collate, default_convert) else given.collate_fn
             return _of_items(given.dataset, what, labelled, convert, own)
-        parts = getattr(given, "tensors", given)
+        # A data set with items of its own, such as transformed ones, may keep tensors by the same name.
+        plain = getattr(type(given), "__getitem__", None) is TensorDataset.__getitem__
+        parts = given.tensors if plain else given
         parts = parts if isinstance(parts, (tuple, list)) else (parts,)
         if parts and all(hasattr(part, "__array__") for part in (parts if labelled else parts[:1])):
-            if len(parts) == 2 or not labelled:
+            if len(parts) == 2 or (not labelled and (plain or len(parts) == 1)):
                 return _of_arrays(parts[0], parts[1] if labelled else None, what)
         elif hasattr(given, "__getitem__") and not isinstance(given, (tuple, list, str, Mapping)):
             return _of_items(given, what, labelled, convert)
@@ -107,7 +109,7 @@ def _of_items(
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> Source:
     wanted = f"expected {LABELLED if labelled else EXPECTED}"
-    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
+    if isinstance(items, IterableDataset) or not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
         lacks = "without a length, or without items by their places"
         raise InputError(f"{what} is a {type(items).__name__} {lacks}; {wanted}")
     if not len(items):
@@ -142,7 +144,8 @@ def _tensor(part: Any, what: str) -> Tensor:
         return part.detach()
     try:
         array = np.asarray(part)
-        return torch.from_numpy(array if array.flags.writeable else array.copy())
+        turned = any(stride < 0 for stride in array.strides)
+        return torch.from_numpy(array if array.flags.writeable and not turned else array.copy())
     except (TypeError, ValueError) as error:
         raise InputError(f"{what}: a {type(part).__name__} is no tensor ({error}); expected numbers") from None
 
@@ -160,9 +163,10 @@ def _checked(labels: Tensor, what: str) -> Tensor:
         if not bool(torch.isfinite(labels).all()):
             raise InputError(f"some labels of {what} are not finite; remove these examples")
         return labels
+    labels = labels.long()
     if labels.numel() and int(labels.min()) < 0:
         raise InputError(f"a label of {what} is {int(labels.min())}; expected class indices of 0 or more")
-    return labels.long()
+    return labels
 
 
 @dataclass(frozen=True, eq=False)

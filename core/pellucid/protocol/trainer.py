@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import InputError, ParameterError
-from pellucid.protocol.blocks import Blocks, digest
+from pellucid.protocol.blocks import Blocks, digest, settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,8 @@ class Trainer:
     are as alike as they can be.
 
     Attributes:
-        make: makes a new model, drawing its weights from torch's random state.
+        make: makes a new model, drawing its weights from torch's random state. Of its parameters those are trained that
+            require gradients, or all where none does, as in a copy of the model that is being explained.
         inputs: (N, ...).
         labels: (N,) class indices (cross-entropy), or values of a floating type (squared error).
         optimizer: `"sgd"`, `"adam"`, or `"lbfgs"` for convex problems, which runs on all examples until it converges.
@@ -72,6 +73,14 @@ class Trainer:
             torch.manual_seed(seed)
             return self.make()
 
+    def trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The parameters of a new model that are trained, by name; they require gradients from now on."""
+        named = dict(model.named_parameters())
+        chosen = {name: one for name, one in named.items() if one.requires_grad} or named
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        return chosen
+
     def batches(self, seed: int) -> Iterator[Tensor]:
         """The places of the examples of each step."""
         generator = torch.Generator().manual_seed(seed)
@@ -116,8 +125,6 @@ class Trainer:
             return {name: known[name].to(tensor.device, copy=True) for name, tensor in model.state_dict().items()}
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(seed)
-            for parameter in model.parameters():
-                parameter.requires_grad_(True)
             self._fit(model, kept, seed)
         trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         blocks.keep(key, trained)
@@ -135,10 +142,11 @@ class Trainer:
         """
         recipe = (self.optimizer, self.learning_rate, self.momentum, self.weight_decay, self.epochs, self.batch_size)
         kind = type(self).__qualname__
-        return digest(kind, recipe, seed, kept, self.inputs, self.labels, repr(model), model.state_dict())
+        known = repr(model), settings(model), list(self.trained(model)), model.state_dict()
+        return digest(kind, recipe, seed, kept, self.inputs, self.labels, *known)
 
     def _fit(self, model: nn.Module, kept: Tensor, seed: int) -> None:
-        parameters = list(model.parameters())
+        parameters = list(self.trained(model).values())
 
         def loss(places: Tensor) -> Tensor:
             mean = self.losses(model(self.inputs[places]), self.labels[places]).mean()

@@ -83,5 +83,7 @@ class Influence(Explanation):
 
 
 def _extreme(values: Tensor, k: int, *, descending: bool) -> Top:
-    places = values.argsort(dim=-1, descending=descending, stable=True)[..., : max(0, k)]
+    # What is not known, as that of examples that were not left out, comes last either way.
+    known = values.masked_fill(values.isnan(), -torch.inf if descending else torch.inf)
+    places = known.argsort(dim=-1, descending=descending, stable=True)[..., : max(0, k)]
     return Top(values.gather(-1, places), places)

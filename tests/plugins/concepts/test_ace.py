@@ -1,5 +1,6 @@
 """ACE: segments, patches and rules one by one; planted parts found again; mutants; bad input."""
 
+import numpy as np
 import pytest
 import torch
 from tests.plugins.concepts.worlds import COLOURS, OTHER_COLOURS, SIDE, PartNet, accuracy, parts, trained
@@ -54,6 +55,14 @@ def test_segments_of_several_resolutions_are_kept_once():
     assert len(twice) == 4
     both = cutter(photos, lambda photo: [halves(photo), quarters(photo)]).segments(0)
     assert len(both) == 6  # a quarter is half of a half, which is not more than half
+
+
+def test_labels_of_any_whole_type_are_segments():
+    photos = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    expected = cutter(photos, quarters).segments(0)
+    for kind in (np.uint8, np.int16, np.uint16, np.uint64):
+        found = cutter(photos, lambda photo, kind=kind: quarters(photo).numpy().astype(kind)).segments(0)
+        assert [(one.top, one.left) for one in found] == [(one.top, one.left) for one in expected]
 
 
 def test_negative_labels_are_no_segments():

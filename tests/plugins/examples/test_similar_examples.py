@@ -154,3 +154,17 @@ def test_the_plot_shows_the_input_first(model):
 def test_what_cannot_be_used_is_refused(model, train, parameters, error, message):
     with pytest.raises(error, match=message):
         pellucid.explain(model, images(2, seed=1), SimilarExamples(train, **parameters))
+
+
+def test_what_excites_no_unit_is_like_no_other_by_the_cosine():
+    """Half a distance from everything, it would be the nearest of many."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[0].bias.zero_()
+    train = torch.tensor([[-1.0, -1, -2], [0, 2, 0], [1, 1, 0], [-3, -1, -1]], dtype=torch.float64)
+    queries = torch.tensor([[1.0, 0, 0], [-1, -1, -1]], dtype=torch.float64)
+    found = pellucid.explain(model, queries, SimilarExamples(train, k=4, layers=("1",), metric="cosine"))
+    expected = torch.tensor([[1 - 0.5**0.5, 1, 1, 1], [0, 0, 1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(found.values, expected)
+    assert found.indices[:, :2].tolist() == [[2, 0], [0, 3]]

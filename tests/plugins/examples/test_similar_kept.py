@@ -205,3 +205,41 @@ def test_what_cannot_be_kept_or_read_is_refused(model, tmp_path):  # noqa: F811
         pellucid.explain(model, queries, SimilarExamples(Items(images(4)[:, :1], True), k=1))
     with pytest.raises(InputError, match="train is a int"):
         SimilarExamples(3, k=1)
+
+
+class Settings(torch.nn.Module):
+    """A layer of what its plain attributes make of the inputs; it counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.calls = torch.nn.Linear(4, 3), 0
+        self.scale, self.mask, self.options, self.act = 1.0, torch.ones(4), {"shift": [0.0, 1]}, torch.tanh
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(self.act(x.float() * self.scale * self.mask + self.options["shift"][0]))
+
+
+def test_what_is_kept_is_of_the_models_plain_attributes_too(tmp_path):
+    """Their `repr` shows none of them, and a block of before would be wrong."""
+    train, queries = torch.randn(9, 4), torch.randn(2, 4)
+
+    def found(folder, **changed):
+        settled = Settings()
+        for name, value in changed.items():
+            setattr(settled, name, value)
+        technique = SimilarExamples(train, k=4, layers=("layer",), metric="euclidean", folder=folder)
+        return pellucid.explain(settled, queries, technique), settled.calls
+
+    first, calls = found(tmp_path)
+    again, fewer = found(tmp_path)
+    assert fewer < calls  # a count of calls is no setting
+    assert torch.equal(again.values, first.values)
+    for changed in (
+        {"scale": 3.0},
+        {"mask": torch.tensor([1.0, 0, 0, 1])},
+        {"options": {"shift": [0.5, 1]}},
+        {"act": torch.relu},
+    ):
+        assert torch.allclose(found(tmp_path, **changed)[0].values, found(None, **changed)[0].values)

@@ -147,3 +147,10 @@ def test_a_trainers_labels_are_classes_of_its_models():
     x, y = data()
     with pytest.raises(InputError, match="label is 7; the model has 3 classes"):
         Trainer(net, x, y + 5, epochs=1).weights()
+
+
+@pytest.mark.parametrize("examples", [[True] * 9, [1.5], [9], [-1], [], [[0, 1]]])
+def test_examples_that_are_left_out_are_places(examples):
+    trainer = Trainer(lambda: nn.Linear(4, 3), torch.zeros(9, 4), torch.arange(9) % 3)
+    with pytest.raises(InputError, match="places from 0 to 8"):
+        create("leave_one_out", trainer=trainer, examples=examples)

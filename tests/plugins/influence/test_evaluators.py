@@ -54,6 +54,48 @@ def test_the_trainer_refuses_what_it_cannot_use():
         Trainer(linear, x, y).weights(torch.zeros(40, dtype=torch.bool))
 
 
+def partly_frozen():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lbfgs"])
+def test_frozen_parameters_are_not_trained(optimizer):
+    x, y = table(12)
+    trainer = Trainer(partly_frozen, x, y, optimizer, epochs=2)
+    before, after = trainer.model(0).state_dict(), trainer.weights(seed=0)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["2.weight", "2.bias"]
+    # Of a copy of the model that is being explained, all are.
+    locked = Trainer(lambda: partly_frozen().requires_grad_(False), x, y, optimizer, epochs=2).weights(seed=0)
+    assert not any(torch.equal(before[name], locked[name]) for name in before)
+
+
+def test_frozen_parameters_have_no_part_in_an_unrolled_training():
+    x, y = table(12)
+    trainer = Trainer(partly_frozen, x, y, epochs=2, batch_size=5)
+    model = trainer.model(0)
+    model.load_state_dict(trainer.weights())
+    found = explain(model, x[:2], create("unrolled", trainer=trainer), target=0)
+    assert found.checks.named("distance of the trained model").passed
+
+    class Alone(nn.Module):
+        """The trained head, of what the frozen part gives."""
+
+        def __init__(self):
+            super().__init__()
+            whole = partly_frozen()
+            self.frozen, self.head = [whole[0]], whole[2]  # in a list, a module's parameters are not the model's
+
+        def forward(self, x):
+            return self.head(self.frozen[0](x).tanh())
+
+    head = Trainer(Alone, x, y, epochs=2, batch_size=5)
+    other = head.model(0)
+    other.load_state_dict(head.weights())
+    assert torch.allclose(found.values, explain(other, x[:2], create("unrolled", trainer=head), target=0).values)
+
+
 def test_leaving_out_is_the_difference_of_two_trainings():
     x, y = table(12)
     trainer = Trainer(linear, x, y, epochs=2, batch_size=4)
@@ -122,6 +164,22 @@ def test_mislabel_detection_is_the_area_under_the_curve():
     assert [(row.explanation, row.control) for row in found.rows][1:] == [
         ("random", True)
     ]  # no training data are known
+
+
+def test_an_influence_that_is_not_a_number_has_no_score():
+    """Ranked with the others it would have one, of chance."""
+    x, y = table(12)
+    trainer = Trainer(linear, x, y, epochs=1)
+    values, own = torch.randn(2, 12, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    values[1, 3] = own[5] = torch.nan
+    influence = Influence(values, self_influence=own)
+    for metric, scored in (
+        (create("linear_datamodeling_score", trainer=trainer, n_subsets=4), [True, False]),
+        (create("leave_one_out_correlation", trainer=trainer, examples=[0, 3, 6]), [True, False]),
+        (create("mislabel_detection", wrong=torch.arange(12) > 8), [False, False]),
+    ):
+        found = evaluate(linear(), x[:2], influence, metric, target=0, controls=False)
+        assert found.values[0].isfinite().expand(2).tolist() == scored
 
 
 def test_every_score_of_influences_stands_beside_controls():

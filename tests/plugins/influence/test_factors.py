@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import pellucid
-from pellucid import Attribution, Explainer, LayerError, Look, Loss, ModelError, ProtocolError
+from pellucid import Attribution, Explainer, LayerError, Look, Loss, ModelError, ProtocolError, Unit, Unsuitable
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,8 +222,116 @@ def test_sequences_first_are_read_rightly_or_left_out():
         for key, values in factors.by_parameter().items():
             assert (values - expected[key]).abs().max() <= 1e-10, key
         assert {"one.in_proj_weight", "other.in_proj_weight", "block.self_attn.out_proj.bias"} <= set(factors.names)
-        assert not factors.uncovered or n > 1
-        assert factors.check().passed is (n == 1)
+        # The same for one example as for several, so that their factors have inner products.
+        assert set(factors.uncovered) == set(expected) - set(factors.names) >= {"scale", "block.linear1.weight"}
+        assert factors.check().passed is False
+
+
+class Free(nn.Module):
+    """Parameters of which the model makes what it likes, before a linear head."""
+
+    def __init__(self, use, **shapes):
+        super().__init__()
+        self.use, self.head = use, nn.Linear(6, 4)
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x):
+        return self.head(self.use(self, x).tanh())
+
+
+SLICES = {
+    "one number of several": (lambda m, x: x * m.p[0], {"p": 6}),
+    "one row of several": (lambda m, x: x + m.p[:1], {"p": 6}),
+    "one row, expanded": (lambda m, x: x + m.p[:1].expand(len(x), 6), {"p": 6}),
+    "one bias for all outputs": (lambda m, x: F.linear(x, m.w, m.p), {"w": (6, 6), "p": 1}),
+    "two rows of a kernel": (
+        lambda m, x: F.conv2d(x.reshape(-1, 1, 2, 3), m.w[:2]).flatten(1) + m.p,
+        {"w": (4, 1, 2, 1), "p": 6},
+    ),
+    "a scalar for all": (lambda m, x: x * m.p, {"p": ()}),
+    "a scalar in a vector": (lambda m, x: m.p * x + 1, {"p": 1}),
+    "a bias whose weight is not known": (lambda m, x: F.linear(x, m.w, m.p) + m.w.exp().sum(), {"w": (6, 6), "p": 6}),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_parts_of_parameters_are_read_rightly_or_left_out(name):
+    torch.manual_seed(0)
+    use, shapes = SLICES[name]
+    model, x, y = Free(use, **shapes).double(), torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % 4
+    factors, expected = seen_by(model, x, y).factors, truth(model, x, y)
+    for key, values in factors.by_parameter().items():
+        torch.testing.assert_close(values, expected[key], atol=1e-10, rtol=1e-9)
+    assert set(factors.names) | set(factors.uncovered) == set(expected)
+    assert "p" in (factors.names if "scalar" in name or "bias whose" in name else [*factors.uncovered, *factors.names])
+
+
+CONSTANTS = {
+    "a table of positions": lambda m, x: (x + F.embedding(torch.arange(5), m.p)).mean(1),
+    "a linear layer of a table": lambda m, x: (x + F.linear(m.table, m.w)).mean(1),
+    "two of them": lambda m, x: (x + F.linear(F.linear(m.table, m.w).tanh(), m.w2)).mean(1),
+    "a sum with a table": lambda m, x: (x + (m.table + m.q).tanh()).mean(1),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("rows", [1, 2, 5, 10])
+def test_what_is_the_same_for_all_examples_is_left_out_however_many_there_are(name, rows):
+    """Five positions may be as many as examples, and one example among several must show the same parameters."""
+    torch.manual_seed(0)
+    model = Free(CONSTANTS[name], p=(5, 6), q=6, w=(6, 6), w2=(6, 6)).double()
+    model.register_buffer("table", torch.randn(5, 6, dtype=torch.float64))
+    x, y = torch.randn(rows, 5, 6, dtype=torch.float64), torch.arange(rows) % 4
+    factors, expected = seen_by(model, x, y).factors, truth(model, x, y)
+    assert set(factors.names) == {"head.weight", "head.bias"}
+    for key, values in factors.by_parameter().items():
+        torch.testing.assert_close(values, expected[key])
+
+
+ONE_BY_ONE = {
+    "a linear layer": lambda m, one: F.linear(one, m.w),
+    "a normalisation": lambda m, one: F.layer_norm(one, (5, 6), m.p),
+    "a table": lambda m, one: F.embedding((one[:, 0].abs() * 2).long() % 5, m.p),
+    "a sum": lambda m, one: (one + m.q).tanh(),
+    "a vector": lambda m, one: F.linear(one[0], m.w)[None],
+    "a normalised vector": lambda m, one: F.layer_norm(one[0], (6,), m.q)[None],
+}
+
+
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+@pytest.mark.parametrize("rows", [1, 3, 5, 6])
+def test_what_sees_one_example_after_the_other_is_left_out_however_many_there_are(name, rows):
+    """Five positions may be as many as examples, and each use would be taken for the one use of all of them."""
+    torch.manual_seed(0)
+    use = ONE_BY_ONE[name]
+    model = Free(lambda m, x: torch.stack([use(m, one).mean(0) for one in x]), p=(5, 6), q=6, w=(6, 6)).double()
+    x, y = torch.randn(rows, 5, 6, dtype=torch.float64), torch.arange(rows) % 4
+    factors, expected = seen_by(model, x, y).factors, truth(model, x, y)
+    assert set(factors.names) == {"head.weight", "head.bias"}
+    for key, values in factors.by_parameter().items():
+        torch.testing.assert_close(values, expected[key])
+
+
+def test_a_model_that_mixes_its_batch_is_refused():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 4)
+    )
+    with pytest.raises(Unsuitable, match="statistics of the batch"):
+        seen_by(model.double(), torch.randn(3, 3, 6, 6, dtype=torch.float64), torch.arange(3))
+
+
+def test_a_score_that_some_layers_do_not_count_for_has_zeros_there():
+    """A unit's activation can be held against losses, which all layers count for."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)).double()
+    x, y = torch.randn(3, 6, dtype=torch.float64), torch.tensor([0, 1, 3])
+    one, other = seen_by(model, x, y, targets=(Unit("0", 2), Loss(y))).factors
+    expected = truth(model, x, y)
+    slopes = torch.zeros(3, 5, dtype=torch.float64)
+    slopes[:, 2] = 1
+    kernel = torch.einsum("qo,qi,noi->qn", slopes, x, expected["0.weight"]) + slopes @ expected["0.bias"].T
+    torch.testing.assert_close(one.inner(other), kernel)
 
 
 def test_joined_axes_of_examples_and_windows():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from pellucid import Blocks, Interrupted, Trainer, Unsuitable, create, explain
+from pellucid import Blocks, Interrupted, Trainer, Unsuitable, adapt, create, explain
 from pellucid_influence import curvature, progress, training
 
 N, QUERIES = 41, 4
@@ -242,3 +242,20 @@ def test_what_was_refused_while_unrolling_is_refused_again(tmp_path):
     for _ in range(2):
         with pytest.raises(Unsuitable, match="BatchNorm"):
             explain(normed(), x[:2], create("unrolled", trainer=trainer, folder=tmp_path), target=0)
+
+
+@pytest.mark.parametrize("name", ["trak, projected", "influence_functions, cg"])
+def test_what_is_kept_is_of_the_output_that_counts(name, tmp_path, small_blocks):
+    """What is kept of the training examples depends on no query, but on which output their loss is of."""
+
+    class Heads(Net):
+        def forward(self, x):
+            logits = super().forward(x)
+            return logits, logits.flip(1) * 2
+
+    torch.manual_seed(0)
+    model = Heads(*net())
+    for output in (0, 1, lambda made: made[0], lambda made: made[1]):
+        queries = adapt(model, output=output)
+        options = {"models": None} if name.startswith("trak") else {}
+        assert same(run(name, tmp_path, model=queries, **options)[0], run(name, None, model=queries, **options)[0])

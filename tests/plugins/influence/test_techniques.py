@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pellucid
-from pellucid import InputError, Loss, ParameterError, TargetError, Trainer, create, explain
+from pellucid import InputError, Loss, ParameterError, TargetError, Trainer, Unit, create, explain
 
 TECHNIQUES = ("ntk_influence", "influence_functions", "trak", "tracin")
 
@@ -343,6 +343,67 @@ def test_trak_and_tracin_refuse_empty_lists():
         create("trak", train=(x, y), models=[])
     with pytest.raises(ParameterError, match="class indices"):
         create("trak", train=(x, y.double()))
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e6])
+@pytest.mark.parametrize(("name", "word", "size"), [("influence_functions", "damping", 1.0), ("trak", "ridge", 1e3)])
+def test_influences_of_a_model_of_half_precision_are_not_rounded_to_it(name, word, size, scale):
+    """They would overflow, or vanish."""
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 9).half().float(), torch.arange(8) % 3
+    model = nn.Linear(9, 3).half()
+    technique = create(name, train=(x, y), **{word: size / scale})
+    found = explain(model, x[:2], technique, target=0)
+    expected = explain(model.float(), x[:2], technique, target=0)
+    assert found.values.dtype == torch.float32
+    assert bool(found.values.isfinite().all())
+    assert (found.values - expected.values).abs().max() <= 0.02 * expected.values.abs().max()
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_one_query_is_held_against_many_examples_whatever_the_layout(in_turn):
+    """Where the examples are not first, one alone leaves nothing to guess; several do, and both must be held alike."""
+
+    class Second(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.inner, self.head = nn.Embedding(4, 5), nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = x + self.places(torch.arange(4))
+            if in_turn:
+                return self.head(torch.stack([self.inner(one).tanh().mean(0) for one in x]))
+            return self.head(self.inner(x.transpose(0, 1)).tanh().mean(0))
+
+    torch.manual_seed(0)
+    model, x, y = Second().double(), torch.randn(13, 4, 5, dtype=torch.float64), torch.arange(13) % 3
+    for n in (1, 4):
+        found = explain(model, x[:n], create("ntk_influence", train=(x, y)), target=[1] * n)
+        head = [model.head.weight, model.head.bias]
+
+        def of(score, head=head):
+            return torch.cat([part.flatten() for part in torch.autograd.grad(score, head)])
+
+        queries = torch.stack([of(model(x[i : i + 1])[0, 1]) for i in range(n)])
+        losses = torch.stack([of(F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])) for i in range(13)])
+        assert torch.allclose(found.values, -queries @ losses.T)
+        assert "places.weight" in found.checks.named("uncovered parameters").note
+
+
+def test_the_influence_on_a_unit():
+    """Later layers have no part in the unit's activation."""
+    torch.manual_seed(0)
+    model, (x, y, q) = net(), images()
+    found = explain(model, q, create("ntk_influence", train=(x, y)), target=Unit("3", 2))
+    queries = []
+    for one in q:
+        score = model[:4](one[None])[0, 2].mean()
+        parts = torch.autograd.grad(score, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        queries.append(torch.cat([part.flatten() for part in parts]))
+    unit = explain(model, q, create("tracin", train=(x, y)), target=Unit("3", 2))
+    assert torch.allclose(found.values, unit.values)
+    share = found.values / -(torch.stack(queries) @ of_losses(model, x, y).T)
+    assert torch.allclose(share, share[0, 0].expand_as(share))
 
 
 def test_an_optimised_copy_is_left_aside():
