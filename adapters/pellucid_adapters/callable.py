@@ -74,7 +74,13 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
 
 def _scores(function: object, answer: Any, count: int) -> Tensor:
     """What a function returned for `count` examples, as a tensor (count, classes)."""
-    scores = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(np.asarray(answer))
+    try:
+        scores = answer.detach() if isinstance(answer, Tensor) else torch.as_tensor(np.asarray(answer))
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"{_name(function)} returned a {type(answer).__name__}, of which no tensor can be made ({error}): expected "
+            f"scores ({count}, classes) or ({count},)."
+        ) from error
     if scores.ndim == 0 or len(scores) != count:
         raise ModelError(
             f"{_name(function)} returned scores {tuple(scores.shape)} for {count} examples: expected "

@@ -35,7 +35,9 @@ def load(kind: str, name: str, options: dict[str, Any]) -> object:
             raise BadReference(f"'python:{name}' is a model already, so it takes no options; got {options}.")
         return found
     if not callable(found):
-        raise BadReference(f"'python:{name}' is a {type(found).__name__}: expected a model or a function making one.")
+        raise BadReference(
+            f"'python:{name}' is of type {type(found).__name__}: expected a model or a function making one."
+        )
     options = {key: value for key, value in options.items() if key != "weights" or value is not None}
     try:
         return found(**options)

@@ -61,6 +61,11 @@ class Estimator(nn.Module):
             return (scores[:, None] == np.asarray(self.classes)[None, :]).astype(np.float64)
         if scores.ndim == 1:  # the decision function between two classes
             return np.stack([-scores, scores], axis=1)
+        if scores.shape[1] != len(self.classes):
+            raise ModelError(
+                f"`{self.method}` of this {type(self.estimator).__name__} gives {scores.shape[1]} scores for "
+                f"{len(self.classes)} classes: expected one for each. Give a function of the inputs that scores them."
+            )
         return scores
 
 
@@ -94,6 +99,11 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         raise ModelError(f"{who} predicts neither classes nor values. Give a function of the inputs that scores them.")
     if classes is not None and np.ndim(classes[0]) > 0:
         raise ModelError(f"{who} predicts several outputs at once. Give a function that scores one of them.")
+    if classes is not None and len(classes) > 2 and methods[0] == "decision_function" and _scores_pairs(model):
+        raise ModelError(
+            f"this {who} scores pairs of classes, not classes: expected decision_function_shape='ovr', which "
+            "`set_params` can still set."
+        )
     options = dict(options)
     takes = options.pop("takes", None)
     if takes not in (None, "text"):
@@ -107,3 +117,14 @@ def adapt(model: object, options: dict[str, Any]) -> Adapter | None:
         return texts.adapted(estimator.of_texts, options, **known)
     settings = settled(options, feature_names=estimator.feature_names, **known)
     return Adapter(estimator, offers=frozenset({"outputs"}), **settings)
+
+
+def _scores_pairs(model: Any) -> bool:
+    """Whether an estimator, or the last step of a pipeline or search, has a score for each pair of classes."""
+    while True:
+        if hasattr(model, "best_estimator_"):
+            model = model.best_estimator_
+        elif getattr(model, "steps", None):
+            model = model.steps[-1][1]
+        else:
+            return getattr(model, "decision_function_shape", None) == "ovo"

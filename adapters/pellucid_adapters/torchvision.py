@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 from typing import Any
@@ -134,9 +135,10 @@ def _download(name: str, weights: Any) -> None:
     The builder, which reads them unguarded, then finds a file that is known to hold nothing but tensors.
     """
     try:
-        hub.load_state_dict_from_url(
-            weights.url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # torch tells of downloads on stdout, where JSON may be printed
+            hub.load_state_dict_from_url(
+                weights.url, map_location="cpu", progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+            )
     except Exception as error:  # network, disk, hash and pickle all fail in ways of their own
         raise BadReference(
             f"the weights {weights.name} of torchvision's {name} cannot be had from {weights.url} ({error}). "

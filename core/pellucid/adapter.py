@@ -70,7 +70,9 @@ class Adapter:
         """
         found = self._find(raw)
         if not isinstance(found, Tensor):
-            raise ModelError(f"the model's scores are a {type(found).__name__}; expected a tensor (B, classes, ...)")
+            raise ModelError(
+                f"the model's scores are of type {type(found).__name__}; expected a tensor (B, classes, ...)"
+            )
         return found
 
     def _find(self, raw: Any) -> Any:

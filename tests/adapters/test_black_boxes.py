@@ -6,7 +6,17 @@ from torch import nn
 from pellucid import InputError, ModelError, ParameterError, adapt
 
 sklearn = pytest.importorskip("sklearn")
-from sklearn import cluster, datasets, ensemble, linear_model, multioutput, pipeline, preprocessing, svm  # noqa: E402
+from sklearn import (  # noqa: E402
+    cluster,
+    datasets,
+    ensemble,
+    linear_model,
+    model_selection,
+    multioutput,
+    pipeline,
+    preprocessing,
+    svm,
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +47,33 @@ def test_decision_functions(iris):
     decided = two.decision_function(rows)
     np.testing.assert_array_equal(scores, np.stack([-decided, decided], axis=1))
     np.testing.assert_array_equal(scores.argmax(dim=1), two.predict(rows))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda one: one, pipeline.make_pipeline, lambda one: model_selection.GridSearchCV(one, {"C": [1.0]})],
+    ids=["alone", "pipeline", "search"],
+)
+def test_scores_of_pairs_of_classes_are_refused(iris, wrap):
+    # Three classes have three pairs, so that the number of scores does not tell them apart.
+    rows, labels = iris
+    estimator = wrap(svm.SVC(decision_function_shape="ovo")).fit(rows, labels)
+    with pytest.raises(ModelError, match="scores pairs of classes, not classes"):
+        adapt(estimator)
+    two = wrap(svm.SVC(decision_function_shape="ovo")).fit(rows[labels < 2], labels[labels < 2])
+    assert adapt(two).module(torch.tensor(rows[:3])).shape == (3, 2)
+
+
+def test_scores_that_are_not_one_for_each_class_are_refused(iris):
+    rows, labels = iris
+
+    class Wide(linear_model.RidgeClassifier):
+        def decision_function(self, X):
+            return np.repeat(super().decision_function(X), 2, axis=1)
+
+    adapter = adapt(Wide().fit(rows, labels))
+    with pytest.raises(ModelError, match="gives 6 scores for 3 classes"):
+        adapter.module(torch.tensor(rows[:3]))
 
 
 def test_predictions_alone(iris):
@@ -116,6 +153,8 @@ def test_functions_that_fail_say_why():
         adapt(lambda batch: batch.sum(0)).module(inputs)
     with pytest.raises(ModelError, match=r"returned scores \(\) for 2 examples"):
         adapt(lambda batch: 1.0).module(inputs)
+    with pytest.raises(ModelError, match="returned a dict, of which no tensor can be made"):
+        adapt(lambda batch: {"logits": batch}).module(inputs)
     with pytest.raises(ModelError, match="takes='numpy'"):
         adapt(_wants_arrays).module(inputs)
     with pytest.raises(ParameterError, match="expected 'torch', 'numpy' or 'text'"):

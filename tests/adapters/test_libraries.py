@@ -61,6 +61,23 @@ class TestTorchvision:
         assert adapter.transform is not None
         assert len(adapter.categories) == (21 if name == "fcn_resnet50" else 1000)
 
+    def test_random_weights_are_the_same_each_time(self):
+        before = torch.get_rng_state()
+        one, two = (load_model("torchvision:squeezenet1_1?weights=none").module.state_dict() for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_what_torch_tells_of_a_download_does_not_mix_with_json_on_stdout(self, monkeypatch, capsys):
+        def downloads(*args, **options):
+            print("Downloading ...")
+            raise OSError("no network")
+
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", downloads)
+        with pytest.raises(BadReference):
+            load_model("torchvision:squeezenet1_1")
+        out, err = capsys.readouterr()
+        assert (out, err) == ("", "Downloading ...\n")
+
     def test_options_reach_the_builder(self):
         adapter = load_model("torchvision:squeezenet1_1?weights=none&num_classes=4")
         with torch.no_grad():

@@ -64,7 +64,7 @@ EXPLAIN = {
     "infinity": ({"inputs": NAN.nan_to_num(nan=torch.inf)}, InputError, "not finite"),
     "bytes": ({"inputs": torch.zeros(2, 3, 12, 12, dtype=torch.uint8)}, InputError, "scaled and normalised"),
     "None": ({"inputs": None}, InputError, "inputs are None"),
-    "text": ({"inputs": "cat.jpg"}, InputError, "is no tensor"),
+    "text": ({"inputs": "cat.jpg"}, InputError, "reads no texts; pictures are read by pellucid.load_images"),
     "ragged lists": ({"inputs": [[1.0], [1.0, 2.0]]}, InputError, "is no tensor"),
     # target
     "a class too many": ({"target": 4}, TargetError, "target 4 is out of range; the model has 4 classes, 0 to 3"),
@@ -92,7 +92,8 @@ EXPLAIN = {
     "no such device": ({"device": "gpu"}, ParameterError, "device='gpu' is not there"),
     # the model
     "a class of a model": ({"model": nn.Sequential(nn.Linear(432, 3)).__class__}, ModelError, "is a class"),
-    "no model": ({"model": 3}, ModelError, "nothing can adapt a int"),
+    "reference": ({"model": "torchvision:resnet18"}, ModelError, "load_model\\('torchvision:resnet18'\\)"),
+    "no model": ({"model": 3}, ModelError, "nothing can adapt a model of type int"),
     "an empty module": ({"model": nn.Module()}, ModelError, "no `forward`"),
 }
 
@@ -142,7 +143,7 @@ def test_several_techniques_fail_with_the_same_message(net, images, case):
         ({"metrics": "saliency"}, ParameterError, "no evaluator"),
         ({"metrics": []}, ParameterError, "no technique was given"),
         ({"explanations": {}}, ParameterError, "no explanation to evaluate"),
-        ({"explanations": {"a": torch.ones(3)}}, ParameterError, "'a' is a Tensor; expected an explanation"),
+        ({"explanations": {"a": torch.ones(3)}}, ParameterError, "'a' is of type Tensor; expected an explanation"),
         ({"explanations": 3}, ParameterError, "expected an explanation"),
         ({"inputs": None}, InputError, "inputs are None"),
         ({"inputs": torch.randn(2, 3, 12, 12)}, (TargetError, InputError, ParameterError), "2"),

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from pellucid import Adapter, ClassLogit, Interrupted, Look, Mean, ModelError, Moments, ProtocolError, Sum
+from pellucid import (
+    Adapter,
+    Attribution,
+    ClassLogit,
+    Explainer,
+    Interrupted,
+    Look,
+    Mean,
+    ModelError,
+    Moments,
+    ProtocolError,
+    Seen,
+    Sum,
+    Technique,
+    explain,
+)
 from pellucid.errors import Unsuitable
 
 
@@ -49,6 +65,26 @@ def test_a_failing_technique_does_not_harm_the_others(net, images, t, planned):
         near(outcome.results[name], alone[name])
     for one, other in zip(outcome.results["smooth"], alone["smooth"], strict=True):
         near(one, other)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (None, "'mine' returned NoneType; expected an Explanation"),
+        (torch.zeros(2, 3), "'mine' returned Tensor; expected an Explanation"),
+        (Attribution(torch.zeros(5, 3)), "'mine' returned 5 rows for 2 examples"),
+    ],
+)
+def test_what_is_no_explanation_of_the_examples_is_refused(made, said):
+    class Mine(Explainer):
+        technique = Technique("mine", "explainer", "Returns something.", "m:C")
+
+        def explain(self, sample):
+            yield Look(at=sample)
+            return made
+
+    with pytest.raises(ProtocolError, match=said):
+        explain(nn.Linear(3, 2), torch.zeros(2, 3), dataclass(frozen=True, eq=False)(Mine)(), target=0)
 
 
 class Detached(ClassLogit):
@@ -179,3 +215,12 @@ def test_moments_of_several_targets(net, images, t, planned):
         alone = planned(net(), images(), t.look(**ask), target).gradients["input"]
         near(seen.gradients["input"][index], alone.mean(dim=0))
         near(seen.spread["gradients"]["input"][index], alone.var(dim=0, unbiased=False), 1e-4)
+
+
+def test_what_the_look_did_not_ask_for_is_named():
+    seen = Seen(torch.zeros(1), gradients={"input": torch.zeros(1, 3)})
+    with pytest.raises(ProtocolError, match="did not ask for 'auto' here; it asked for 'input'"):
+        seen.gradients["auto"]
+    with pytest.raises(ProtocolError, match="it asked for nothing"):
+        seen.maps("auto")
+    assert seen.gradients.get("auto") is None

@@ -271,3 +271,43 @@ def test_the_guard_itself_puts_back_what_the_block_changes(net):
     with pytest.raises(ZeroDivisionError):
         spoil()
     assert state(model) == before
+
+
+class Uncounted(nn.Module):
+    """Changes buffers in ways that autograd does not count."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 2)
+        self.register_buffer("table", torch.full((300, 300), torch.nan))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.register_buffer("swapped", torch.zeros(2, 3))
+        self.register_buffer("sparse", torch.eye(3).to_sparse())
+
+    def forward(self, x):
+        self.table.data[0, 0] = 1.0
+        self.steps.data.add_(1)
+        self.swapped.data = torch.ones(3)
+        self.sparse.mul_(2)
+        norm = self.norm
+        x = nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_changes_of_buffers_that_autograd_does_not_count_are_undone(images):
+    model = Uncounted().eval()
+    before = {name: (id(buffer), buffer.clone()) for name, buffer in model.named_buffers()}
+    pellucid.explain(model, images(), "saliency", 1)
+    for name, buffer in model.named_buffers():
+        known, values = before[name]
+        assert id(buffer) == known, name
+        torch.testing.assert_close(buffer, values, rtol=0, atol=0, equal_nan=True)
+
+
+def test_buffers_that_nothing_changed_are_not_written(images):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(400, 2)).eval()
+    model[1].register_buffer("unknown", torch.full((3,), torch.nan))
+    model[1].register_buffer("sparse", torch.eye(4).to_sparse())
+    versions = [buffer._version for buffer in model.buffers()]
+    pellucid.explain(model, images(), ["saliency", "grad_cam"], 1)
+    assert [buffer._version for buffer in model.buffers()] == versions

@@ -1,6 +1,7 @@
 """BatchNorm run as an affine map: the same numbers, and the module itself wherever the map could differ from it."""
 
 import copy
+import pickle
 import weakref
 from collections.abc import Callable
 
@@ -184,3 +185,86 @@ def test_what_is_kept_of_norms_keeps_no_model() -> None:
     gone = weakref.ref(norm)
     del norm
     assert gone() is None
+
+
+def in_pass(change: Callable[[nn.BatchNorm2d], nn.Module]) -> nn.Module:
+    """A network whose first norm is exchanged for what a function makes of it, in each pass."""
+
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            norm: nn.BatchNorm2d = self.model[1]  # type: ignore[assignment]
+            return self.model[2:](change(norm)(self.model[0](x)))  # type: ignore[no-any-return]
+
+    return Changing().eval()
+
+
+def copied(norm: nn.BatchNorm2d) -> nn.Module:
+    made = copy.deepcopy(norm)
+    made.running_mean.add_(1)  # type: ignore[union-attr]
+    made.weight.data.mul_(2)
+    return made
+
+
+def written(norm: nn.BatchNorm2d) -> nn.Module:
+    made: nn.Module = pickle.loads(pickle.dumps(norm))
+    made.running_var.mul_(2)
+    return made
+
+
+def steeper(norm: nn.BatchNorm2d) -> nn.Module:
+    norm.eps = 0.5
+    return norm
+
+
+def trained(norm: nn.BatchNorm2d) -> nn.Module:
+    norm.train()
+    norm(torch.linspace(0, 9, 64).reshape(1, 4, 4, 4))
+    return norm.eval()
+
+
+@pytest.mark.parametrize("change", [copied, written, steeper, trained])
+def test_what_the_model_makes_of_a_norm_in_its_pass_is_no_map(change: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    model, x = in_pass(change), images()
+    wanted = gradient(copy.deepcopy(model), x)
+    torch.testing.assert_close(pellucid.explain(model, x, "saliency", 0).values, wanted)
+
+
+def test_a_copy_of_the_model_that_is_made_in_a_pass_is_a_model_as_any_other() -> None:
+    model, x, kept = net(), images(), []
+    handle = model.register_forward_hook(lambda *_: kept.append(copy.deepcopy(model)))
+    pellucid.explain(model, x, "saliency", 0)
+    handle.remove()
+    other = kept[0]
+    other[1].running_mean.add_(1)
+    model[1].running_mean.add_(1)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(other(x), model(x))
+
+
+class Tokens(nn.Module):
+    """Turns normalised maps into tokens, whose gradient torch takes wrongly for one example."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        convolution, norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[axes]
+        self.conv, self.norm = convolution(3, 8, 2), norm(8)
+        self.norm.running_var.uniform_(0.1, 2)  # type: ignore[union-attr]
+        self.mix = nn.Parameter(torch.randn(4**axes, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+        return (tokens * self.mix).sum(dim=1)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_the_gradient_of_one_example_through_tokens_is_right(axes: int) -> None:
+    model = Tokens(axes).double().eval()
+    x = torch.randn(2, 3, *(5,) * axes, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    two = pellucid.explain(model, x, "saliency", 0).values  # torch is right for two
+    torch.testing.assert_close(two, gradient(model, x))
+    one = pellucid.explain(model, x[:1], "saliency", 0).values
+    torch.testing.assert_close(one, two[:1])

@@ -129,3 +129,45 @@ def test_a_pass_that_is_too_small_to_prepare_for_runs_the_model_as_it_is(techniq
     model.double()
     for name, other in pellucid.explain(model, x.double(), techniques, 0, batch_size=1).items():
         torch.testing.assert_close(found[name].values.double(), other.values, atol=1e-6, rtol=1e-4)
+
+
+class Stepping(nn.Module):
+    """Takes steps through memory that are those of contiguous tensors: of the inputs, of maps, or of a weight."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.where = where
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = cropped(x) if self.where == "inputs" else x
+        if self.where == "weight":
+            weight = torch.as_strided(self.conv.weight, (4, 3, 3, 3), (27, 9, 3, 1))
+            x = nn.functional.conv2d(x, weight, self.conv.bias)
+        else:
+            x = self.conv(x)
+        x = cropped(x) if self.where == "maps" else x
+        return self.head(torch.relu(self.norm(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+def cropped(x: torch.Tensor) -> torch.Tensor:
+    count, channels, height, width = x.shape
+    steps = (channels * height * width, height * width, width, 1)
+    return x.as_strided((count, channels, height - 1, width - 1), steps)
+
+
+@pytest.mark.parametrize("where", ["inputs", "maps", "weight"])
+def test_steps_through_memory_are_those_of_contiguous_tensors(where):
+    model, x = Stepping(where).eval(), images()
+    wanted, functions = gradient(model, x), (torch.as_strided, torch.Tensor.as_strided)
+    for optimize in (False, True):
+        found = pellucid.explain(pellucid.adapt(model, optimize=optimize), x, "saliency", 0)
+        torch.testing.assert_close(found.values, wanted.abs())
+        assert all(check.passed for check in found.checks)
+    assert (torch.as_strided, torch.Tensor.as_strided) == functions
+    assert "as_strided" not in vars(torch.Tensor)
+    # by rules, too: the gradient by rules that change nothing is the gradient
+    by_rules = pellucid.explain(model, x, pellucid.create("guided_backprop"), 0).values
+    doubled = pellucid.explain(model.double(), x.double(), pellucid.create("guided_backprop"), 0).values
+    torch.testing.assert_close(by_rules, doubled.float(), rtol=1e-4, atol=1e-6)

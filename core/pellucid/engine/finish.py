@@ -23,7 +23,7 @@ from pellucid.protocol.blocks import raw
 from pellucid.protocol.leaves import each, tensors_of
 from pellucid.protocol.sample import Sample
 from pellucid.protocol.source import Streamed, form_sum
-from pellucid.results import Attribution, Check, Checks, Explanation, TargetRecord
+from pellucid.results import Attribution, Check, Checks, Explanation, Projection, TargetRecord
 
 
 @dataclass(eq=False)
@@ -59,8 +59,13 @@ class Finisher:
         record = getattr(technique, "technique", None)
         name = record.name if record else type(technique).__name__
         if not isinstance(result, Explanation):
-            raise ProtocolError(f"technique '{name}' returned a {type(result).__name__}; expected an Explanation")
+            raise ProtocolError(
+                f"technique '{name}' returned {type(result).__name__}; expected an Explanation, such as an Attribution"
+            )
         examples = len(self.sample)
+        by_example = record is not None and "across_examples" not in record.tags
+        if by_example and isinstance(result, Attribution) and len(result) != examples:
+            raise ProtocolError(f"technique '{name}' returned {len(result)} rows for {examples} examples")
         meta = replace(
             result.meta,
             technique=name,
@@ -108,7 +113,7 @@ class Finisher:
 
     @cached_property
     def _now(self) -> str:
-        return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return _now()
 
     @cached_property
     def _target(self) -> TargetRecord:
@@ -146,6 +151,24 @@ def general_checks(values: Any) -> list[Check]:
     ]
 
 
+def mapped(result: Projection, technique: Any, seed: int, seconds: float) -> Projection:
+    """A map with its provenance: what made it, and when."""
+    record = technique.technique
+    meta = replace(
+        result.meta,
+        technique=record.name if record else type(technique).__name__,
+        parameters=plain_parameters(technique),
+        provider=record.distribution if record else "",
+        version=record.version if record else "",
+        seed=seed,
+        seconds=seconds,
+        pellucid_version=_version(),
+        torch_version=str(torch.__version__),
+        created=_now(),
+    )
+    return replace(result, meta=meta)
+
+
 def plain_parameters(technique: Any) -> dict[str, Any]:
     """A technique's parameters as JSON has them: tensors by shape, techniques by name and parameters."""
     return {name: _plain(value) for name, value in technique.get_params().items()}
@@ -176,9 +199,17 @@ def model_hash(adapter: Adapter, parts: Parts) -> str:
         for _, tensor in named:
             # A hundred values of each tensor tell two trainings apart; all of them would cost as much as a pass.
             digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-            digest.update(raw(tensor.detach().flatten()[:: max(1, tensor.numel() // 100)]))
+            numbers = _numbers(tensor.detach())
+            digest.update(raw(numbers[:: max(1, numbers.numel() // 100)]))
         adapter.cache["model hash"] = known = (state, digest.hexdigest())
     return str(known[1])
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor in one row, of a sparse one those that it holds."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values().flatten()
+    return (tensor if tensor.layout is torch.strided else tensor.values()).flatten()
 
 
 def input_hash(sample: Sample) -> str:
@@ -188,6 +219,10 @@ def input_hash(sample: Sample) -> str:
         # A checksum rather than a digest, which would cost several per cent of a pass on a small network.
         check = zlib.crc32(raw(tensor), form_sum(tuple(tensor.shape), tensor.dtype, check))
     return f"{check:08x}"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _version() -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import is_
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pellucid.engine.parts import Parts, parts_of
+
+SMALL = 2**16
+"""Of how many numbers a buffer is kept together with others."""
 
 
 @contextlib.contextmanager
@@ -107,21 +111,12 @@ def _locked(parameters: Sequence[Tensor]) -> Iterator[None]:
 @contextlib.contextmanager
 def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
     owned = [(part, dict(part._buffers)) for part in parts if part._buffers]
-    with torch.no_grad():
-        copies = [
-            (buffer, buffer.clone(), buffer._version)
-            for _, buffers in owned
-            for buffer in buffers.values()
-            if buffer is not None and not buffer.is_inference()
-        ]
+    kept = Kept(buffer for _, buffers in owned for buffer in buffers.values() if buffer is not None)
     without = [part for part in parts if not part._buffers]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, before, version in copies:
-                if buffer._version != version:
-                    buffer.copy_(before)
+        kept.restore()
         for part, buffers in [*owned, *((part, {}) for part in without if part._buffers)]:
             now = part._buffers
             if now.keys() == buffers.keys() and all(map(is_, now.values(), buffers.values())):
@@ -130,6 +125,57 @@ def _buffers(parts: Sequence[nn.Module]) -> Iterator[None]:
                 del part._buffers[name]
             for name, owner in buffers.items():
                 part._buffers[name] = owner
+
+
+class Kept:
+    """The values of tensors, to be put back.
+
+    What was changed is seen by the values: torch counts neither what is changed through `.data` nor the running
+    statistics that a BatchNorm in train mode changes. Small tensors are copied and compared together, since each
+    operation takes longer to start than to run.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        groups: dict[Any, list[Tensor]] = {}
+        for tensor in {id(tensor): tensor for tensor in tensors if not tensor.is_inference()}.values():
+            small = tensor.numel() <= SMALL and _comparable(tensor)
+            groups.setdefault((tensor.dtype, tensor.device) if small else id(tensor), []).append(tensor)
+        self.groups = [(several, [one.shape for one in several], _joined(several)) for several in groups.values()]
+        self.versions = {id(one): one._version for several in groups.values() for one in several if len(several) == 1}
+
+    def restore(self) -> None:
+        """Puts back the values that have changed."""
+        for several, shapes, before in self.groups:
+            if _same(_joined(several) if len(several) > 1 else several[0], before):
+                continue
+            pieces = torch.split(before, [shape.numel() for shape in shapes]) if len(several) > 1 else [before]
+            for tensor, shape, piece in zip(several, shapes, pieces, strict=True):
+                value = piece.reshape(shape) if len(several) > 1 else piece
+                if (tensor.shape, tensor.dtype) != (shape, value.dtype):
+                    tensor.data = value.clone()
+                elif self._changed(tensor, value):
+                    with torch.no_grad():
+                        tensor.copy_(value)
+
+    def _changed(self, tensor: Tensor, value: Tensor) -> bool:
+        return not _same(tensor, value) if _comparable(tensor) else tensor._version != self.versions[id(tensor)]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return tensors[0].clone() if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def _comparable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be compared, unlike those of a sparse or quantised one."""
+    return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one type and have the same values, not-a-number in the same places."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or not _comparable(one):
+        return False
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _is_compiled(part: nn.Module) -> bool:

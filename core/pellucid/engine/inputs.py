@@ -145,13 +145,15 @@ def _tensor(what: str, value: Any) -> Tensor:
         return value
     try:
         array = np.asarray(value)
+        if array.dtype.kind == "U":
+            raise TypeError("this model reads no texts; pictures are read by pellucid.load_images")
         if array.dtype == object:
             raise TypeError("mixed or ragged values")
         # Torch warns of arrays that cannot be written, such as one that is memory-mapped to be read.
         return torch.as_tensor(array if array.flags.writeable else array.copy())
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{what}: a {type(value).__name__} is no tensor ({error}); expected a tensor or array (B, ...), photos, or "
+            f"{what}: {type(value).__name__} is no tensor ({error}); expected a tensor or array (B, ...), photos, or "
             "a mapping or tuple of tensors"
         ) from None
 

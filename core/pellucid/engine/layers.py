@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,9 @@ SPATIAL_FUNCTIONS = frozenset(
 )  # fmt: skip
 """Functions whose four-dimensional results are maps with the channels first, beyond doubt."""
 
+TURNS = frozenset({"transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "adjoint", "get"})
+"""Functions that exchange axes; the properties of a tensor go by the name "get"."""
+
 MOST_PREFIX_TOKENS = 16
 """A class token, a distillation token and registers: no known vision transformer has more before its grid."""
 
@@ -32,11 +36,15 @@ class Traced:
         place: where it is.
         output: its tensor, of one example.
         event: its place in the order of all events.
+        late: whether the model used the tensor before it came by here, so that a gradient taken here would miss that.
+        given: the events whose tensors a function was given.
     """
 
     place: Place
     output: Tensor
     event: int
+    late: bool = False
+    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +121,12 @@ def trace(module: nn.Module, run: Callable[[], Sequence[Tensor]], inputs: list[T
     events: list[Traced] = []
     producer: dict[int, int] = {}
     counts: dict[str, int] = {}
-    module_of: dict[int, list[str]] = {}
+    used: set[int] = set()
 
-    def add(place: Place, tensor: Tensor) -> None:
+    def add(place: Place, tensor: Tensor, given: tuple[int, ...] = ()) -> None:
         producer[id(tensor)] = len(events)
-        events.append(Traced(place, tensor, len(events)))
+        used.discard(id(tensor))
+        events.append(Traced(place, tensor, len(events), given=given))
 
     def before(part: nn.Module, _: Any) -> None:
         stack.append(names[part])
@@ -134,28 +143,28 @@ def trace(module: nn.Module, run: Callable[[], Sequence[Tensor]], inputs: list[T
         made_by = producer.get(id(tensor))
         if made_by is None:
             add(place, tensor)
-            module_of[len(events) - 1] = []
         else:
-            events.append(Traced(place, tensor, made_by))
-            module_of.setdefault(made_by, []).append(f"{name}:{call}")
+            events.append(Traced(place, tensor, made_by, late=id(tensor) in used))
 
     within: dict[str, int] = {}
     spatial: set[int] = set()
 
-    def function(index: int, name: str, result: Any, _: Any) -> Any:
+    def function(index: int, name: str, result: Any, given: dict[int, int]) -> Any:
         tensor = first_tensor(result)
         assert tensor is not None
+        used.update(given)
         path = f"{stack[-1] if stack else ''}/{name}"
         call = within[path] = within.get(path, -1) + 1
         if name in SPATIAL_FUNCTIONS:
             spatial.add(len(events))
-        add(Place(_layer(f"{path}:{call}", tensor), None, index, name), tensor)
+        sources = tuple(producer[one] for one in given if one in producer)
+        add(Place(_layer(f"{path}:{call}", tensor), None, index, name), tensor, sources)
         return result
 
     handles = [part.register_forward_pre_hook(before) for part in names]
     handles += [part.register_forward_hook(after) for part in names]
     try:
-        with Functions(function):
+        with Functions(function, range(sys.maxsize)):
             roots = run()
     finally:
         for handle in handles:
@@ -165,10 +174,7 @@ def trace(module: nn.Module, run: Callable[[], Sequence[Tensor]], inputs: list[T
     grids = {tuple(event.output.shape[2:]) for event in events if event.event in spatial and event.output.dim() == 4}
     shapes = [tuple(tensor.shape[2:]) for tensor in inputs if tensor.dim() == 4]
     reader = _Reader({(int(h), int(w)) for h, w in grids}, shapes[0] if shapes else None)
-    events = [
-        replace(event, place=replace(event.place, layer=reader.read(event.place.layer, event.output)))
-        for event in events
-    ]
+    events = reader.read_all(events)
     calls = {name: count + 1 for name, count in counts.items()}
     places: dict[str, Place] = {}
     for event in events:
@@ -210,6 +216,34 @@ class _Reader:
 
     grids: set[tuple[int, int]]
     image: tuple[int, ...] | None
+
+    def read_all(self, events: Sequence[Traced]) -> list[Traced]:
+        """Notes the layouts of all outputs that have one, in the order in which they were made."""
+        layers: dict[int, Layer] = {}
+        sideways: set[int] = set()
+        read = []
+        for event in events:
+            layer = event.place.layer
+            if event.event in sideways or self._is_sideways(event, layers, sideways):
+                sideways.add(event.event)
+            else:
+                layer = self.read(layer, event.output)
+            layers[event.event] = layer
+            read.append(replace(event, place=replace(event.place, layer=layer)))
+        return read
+
+    def _is_sideways(self, event: Traced, layers: Mapping[int, Layer], sideways: Container[int]) -> bool:
+        """Whether an output (C, n) has the positions last, as its making shows, and is no sequence of C tokens."""
+        shape = event.place.layer.shape
+        for index in event.given if len(shape) == 2 else ():
+            source = layers.get(index)
+            if source is None:
+                continue
+            turned = source.layout == "tokens" and source.shape == shape[::-1] and event.place.function in TURNS
+            flat = source.layout == "channels_first" and shape == (source.shape[0], source.grid[0] * source.grid[1])
+            if turned or flat or (index in sideways and source.shape == shape):
+                return True
+        return False
 
     def read(self, layer: Layer, tensor: Tensor) -> Layer:
         """Notes the layout of a layer's output, where it has one."""
@@ -297,8 +331,8 @@ def _auto(events: list[Traced], places: dict[str, Place], roots: Sequence[Tensor
             "position; name a layer instead"
         )
     # The same tensor may be the result of a function and of several nested modules: its best-known name is the
-    # outermost module's.
-    same = [event.place for event in events if event.event == best.event]
+    # outermost module's before it is used.
+    same = [event.place for event in events if event.event == best.event and not event.late]
     modules = [place for place in same if place.module is not None]
     chosen = min(modules, key=lambda place: (place.module or "").count("."), default=same[0])
     short = chosen.layer.name.rpartition(":")[0]

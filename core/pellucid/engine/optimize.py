@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pellucid.adapter import Adapter
-from pellucid.engine.outputs import first_tensor
+from pellucid.engine.guard import Kept
+from pellucid.engine.outputs import first_tensor, tensors_in
 from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.passes import Engine
 from pellucid.errors import ModelError
+from pellucid.protocol.leaves import tensors_of
 from pellucid.protocol.sample import Sample
 from pellucid.results import Check
+
+MOST_CHANGE = 1e-3
+"""By how much an output may change, as a share of the greatest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +41,20 @@ class Optimised:
         folded: the layers that no longer give what they gave: convolutions that took in their BatchNorm, and paddings
             that went into their convolution.
         change: the greatest change of an output, as a share of the greatest output.
+        buffers: what the copy's buffers were when it was made.
     """
 
     module: nn.Module
     parts: Parts
     folded: frozenset[str]
     change: float
+    buffers: Kept
 
     @property
     def check(self) -> Check:
         """What the results say of the rewriting."""
         note = f"greatest change of an output, as a share of the greatest output; {len(self.folded)} layers folded"
-        return Check.bound("optimised outputs", self.change, 1e-3, note)
+        return Check.bound("optimised outputs", self.change, MOST_CHANGE, note)
 
 
 def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
@@ -56,7 +66,10 @@ def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
         keep: layers that are asked about, which are left as they are.
     """
     module = engine.adapter.module
-    state = (engine.own.structure, engine.own.state)
+    own = engine.own
+    # Inputs of another form may take another way through the model.
+    form = [(leaf.shape[1:], leaf.dtype) for leaf in tensors_of(sample.inputs)]
+    state = (own.structure, own.state, own.attributes, _numbers(own), engine.adapter.output, form)
     known = engine.adapter.cache.get(("optimised", keep))
     if known is None or known[0] != state:
         one = sample[0]
@@ -68,8 +81,29 @@ def optimise(engine: Engine, sample: Sample, keep: frozenset[str]) -> Check:
         known = (state, _rewritten(module, run, keep))
         engine.adapter.cache[("optimised", keep)] = known
     optimised: Optimised = known[1]
+    optimised.buffers.restore()
     engine.use(optimised.module, optimised.parts, optimised.folded)
     return optimised.check
+
+
+def _numbers(parts: Parts) -> list[bytes]:
+    """Numbers by which changes of tensors are seen that autograd does not count.
+
+    Vectors, such as a BatchNorm's, are compared whole; of larger tensors eight numbers, since all of them would take a
+    tenth of a small pass.
+    """
+    numbers: dict[torch.device, list[Tensor]] = {}
+    with torch.no_grad():
+        for tensor in (*parts.parameters, *parts.buffers):
+            if tensor.is_floating_point() and tensor.layout is torch.strided and tensor.numel():
+                numbers.setdefault(tensor.device, []).append(tensor if tensor.dim() == 1 else _some(tensor))
+        return [torch.cat(several).double().cpu().numpy().tobytes() for several in numbers.values()]
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Eight of the numbers of a tensor, or one of few."""
+    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((8,) if reach > 7 else (1,), (reach // 7,))
 
 
 def _scores(adapter: Adapter, module: nn.Module, run: Callable[[], Any]) -> Tensor:
@@ -107,42 +141,88 @@ def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: froz
         raise ModelError(
             f"{type(module).__name__} cannot be copied, as optimize=True needs ({error}); adapt the model without it"
         ) from error
-    norms, paddings = _pairs(made, run)
-    norms = [(conv, norm) for conv, norm in norms if conv not in keep and norm not in keep]
-    paddings = [(padding, conv) for padding, conv in paddings if padding not in keep]
-    for conv_name, norm_name in norms:
-        conv: Any = made.get_submodule(conv_name)
-        norm: Any = made.get_submodule(norm_name)
-        weight, bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
-        made.set_submodule(norm_name, nn.Identity().eval())
-    for padding_name, conv_name in paddings:
-        padding: Any = made.get_submodule(padding_name)
-        conv = made.get_submodule(conv_name)
-        conv.padding = (padding.padding[2], padding.padding[0])
-        made.set_submodule(padding_name, nn.Identity().eval())
-    made.to(memory_format=torch.channels_last)
-    before, after = run(module), run(made)
-    change = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
-    folded = frozenset([conv for conv, _ in norms] + [padding for padding, _ in paddings])
-    return Optimised(made, parts_of(made), folded, change)
+    names = {part: name for name, part in made.named_modules()}
+    uses, buffers = _Uses(made), Kept(made.buffers())
+    with uses.noted():
+        run(made)
+    folded: list[str] = []
+    convolutions = uses.convolutions()
+    for norm, conv in uses.norms(convolutions):
+        if keep.isdisjoint({names[norm], names[conv]}):
+            weight, bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            )
+            conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+            _pass_on(norm)
+            folded.append(names[conv])
+    for padding, conv in uses.paddings(convolutions):
+        if names[padding] not in keep:
+            conv.padding = (padding.padding[2], padding.padding[0])
+            _pass_on(padding)
+            folded.append(names[padding])
+    before, change = run(module), math.inf
+    # A model that steps through memory by itself needs its maps contiguous.
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        if not change <= MOST_CHANGE:
+            for conv in convolutions.values():
+                conv.weight.data = conv.weight.data.contiguous(memory_format=memory_format)
+            buffers.restore()
+            change = float((run(made) - before).abs().max() / before.abs().max().clamp_min(1e-12))
+    return Optimised(made, parts_of(made), frozenset(folded), change, buffers)
+
+
+def _pass_on(part: nn.Module) -> None:
+    """Lets a module give what it is given. It stays where it is, since the model may read its attributes."""
+    part.__dict__["forward"] = _as_given
+
+
+def _as_given(input: Tensor) -> Tensor:
+    return input
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a function: the identities of its tensors, `id(None)` where there is none, and its result's."""
+
+    given: tuple[int, ...]
+    result: int
 
 
 class _Uses(TorchFunctionMode):
-    """Counts how many functions take each tensor, and notes what is convolved by what.
+    """Notes what one forward pass does with each tensor, and what modules make of what they are given.
 
     Attributes:
-        counts: by a tensor's identity.
-        convolved: the identities of each convolution's input and weight.
+        counts: how many functions take each tensor, by its identity; being a part of the model's output is a use, too.
+        convolved: each convolution's input, weight and bias.
+        normalised: the input, mean, variance, weight and bias of each BatchNorm that uses them.
+        called: what each module was given and gave, call by call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self.module = module
         self.counts: Counter[int] = Counter()
-        self.convolved: list[tuple[int, int]] = []
+        self.convolved: list[_Call] = []
+        self.normalised: list[_Call] = []
+        self.called: dict[nn.Module, list[_Call]] = {part: [] for part in module.modules()}
         self.alive: list[Any] = []
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Notes what the block does, by a hook on all modules: the model may copy or pickle its own parts."""
+        handle = nn.modules.module.register_module_forward_hook(self._note)
+        try:
+            with self:
+                yield
+        finally:
+            handle.remove()
+
+    def _note(self, part: nn.Module, given: Any, output: Any) -> None:
+        if part in self.called:  # and no copy that the model makes of a part
+            self.called[part].append(_Call(tuple(map(id, given)), id(output)))
+        if part is self.module:
+            self.counts.update({id(leaf) for leaf in tensors_in(output)})
+        self.alive.append((part, given, output))
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -150,79 +230,68 @@ class _Uses(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             self.counts.update({id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
-            if function is torch.conv2d and len(args) > 1:
-                self.convolved.append((id(args[0]), id(args[1])))
+            if function is torch.conv2d and len(args) > 2:
+                self.convolved.append(_Call(tuple(map(id, args[:3])), id(result)))
+            elif function is F.batch_norm and (given := _of_batch_norm(*args, **(kwargs or {}))) is not None:
+                self.normalised.append(_Call(tuple(map(id, given)), id(result)))
             # Identities stay true only while the tensors live.
             self.alive.append((args, kwargs, result))
         return result
 
+    def convolutions(self) -> dict[_Call, Any]:
+        """The calls that convolve by a module's own parameters, which nothing else uses, and do nothing more."""
+        found: dict[_Call, Any] = {}
+        for part in self.called:
+            if not isinstance(part, nn.Conv2d):
+                continue
+            own = (id(part._parameters.get("weight")), id(part._parameters.get("bias")))
+            mine = [call for call in self.convolved if call.given[1] == own[0]]
+            if len(mine) == 1 and mine[0].given[1:] == own:
+                alone = all(self.counts[id(parameter)] == 1 for parameter in part.parameters(recurse=False))
+                if alone and self._gives(part, mine[0].result) is not None:
+                    found[mine[0]] = part
+        return found
 
-def _pairs(
-    module: nn.Module, run: Callable[[nn.Module], Tensor]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """What can be folded, as one forward pass shows it.
+    def norms(self, convolutions: dict[_Call, Any]) -> Iterator[tuple[Any, Any]]:
+        """BatchNorms, each with the convolution whose result it alone takes."""
+        convolved = {call.result: part for call, part in convolutions.items()}
+        for part in self.called:
+            if type(part) is not nn.BatchNorm2d:
+                continue
+            own = (part._buffers["running_mean"], part._buffers["running_var"], part.weight, part.bias)
+            for call in self.normalised:
+                given, mine = call.given[0], call.given[1:] == tuple(map(id, own))
+                if mine and given in convolved and self.counts[given] == 1 and self._gives(part, call.result) == given:
+                    yield part, convolved[given]
 
-    Returns:
-        Convolutions, each with the BatchNorm that alone takes its result; and paddings by as many zeros at both ends,
-        each with the convolution that alone takes its result and pads nothing itself.
-    """
-    names = {part: name for name, part in module.named_modules()}
-    calls: Counter[str] = Counter()
-    made_by: dict[int, str] = {}
-    taken: list[tuple[int, str]] = []
-    owners = Counter(id(parameter) for part in names for parameter in part.parameters(recurse=False))
-    convolutions = {
-        id(part.weight): name
-        for part, name in names.items()
-        if isinstance(part, nn.Conv2d) and all(owners[id(parameter)] == 1 for parameter in part.parameters())
-    }
-    handles = []
+    def paddings(self, convolutions: dict[_Call, Any]) -> Iterator[tuple[Any, Any]]:
+        """Paddings by as many zeros at both ends, each with the convolution that alone takes them and pads nothing."""
+        for call, conv in convolutions.items():
+            given, plain = call.given[0], type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+            if not plain or tuple(conv.padding) != (0, 0) or self.counts[given] != 1:
+                continue
+            for part in self.called:
+                if _pads_alike(part) and self._gives(part, given) not in (None, given):
+                    yield part, conv
 
-    def note_made(part: nn.Module, _: Any, output: Any) -> None:
-        calls[names[part]] += 1
-        made_by[id(output)] = names[part]
+    def _gives(self, part: nn.Module, result: int) -> int | None:
+        """What a module was given that ran once, without hooks, and gave the result; None where it did otherwise."""
+        calls = self.called[part]
+        hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+        if hooked or "forward" in part.__dict__ or len(calls) != 1 or calls[0].result != result:
+            return None
+        return calls[0].given[0] if calls[0].given else None
 
-    def note_taken(part: nn.Module, inputs: Any) -> None:
-        calls[names[part]] += 1
-        taken.append((id(inputs[0]), names[part]))
 
-    for part, name in names.items():
-        if name in convolutions.values() or _pads_alike(part):
-            handles.append(part.register_forward_hook(note_made))
-        elif isinstance(part, nn.BatchNorm2d) and part.running_mean is not None:
-            handles.append(part.register_forward_pre_hook(note_taken))
-    uses = _Uses()
-    try:
-        with uses:
-            run(module)
-    finally:
-        for handle in handles:
-            handle.remove()
-    alone = {tensor: name for tensor, name in made_by.items() if uses.counts[tensor] == 1 and calls[name] == 1}
-    norms = [
-        (alone[tensor], norm)
-        for tensor, norm in taken
-        if alone.get(tensor) in convolutions.values() and calls[norm] == 1
-    ]
-    convolved = [
-        (alone[given], convolutions[weight])
-        for given, weight in uses.convolved
-        if given in alone and weight in convolutions
-    ]
-    paddings = [
-        (padding, conv)
-        for padding, conv in convolved
-        if padding not in convolutions.values() and calls[conv] == 1 and _pads_nothing(module.get_submodule(conv))
-    ]
-    return norms, paddings
+def _of_batch_norm(
+    input: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
+) -> tuple[Any, ...] | None:
+    """Input, mean, variance, weight and bias, where they are what normalises."""
+    return None if training or mean is None or var is None else (input, mean, var, weight, bias)
 
 
 def _pads_alike(part: nn.Module) -> bool:
-    if not isinstance(part, nn.ConstantPad2d) or part.value != 0:  # ZeroPad2d is one of them
+    if type(part) not in (nn.ConstantPad2d, nn.ZeroPad2d) or part.value != 0:
         return False
-    left, right, top, bottom = part.padding
-    return left == right >= 0 and top == bottom >= 0
-
-
-def _pads_nothing(part: Any) -> bool:
-    return part.padding_mode == "zeros" and tuple(part.padding) == (0, 0)
+    left, right, top, bottom = part.padding  # type: ignore[misc]
+    return bool(left == right >= 0 and top == bottom >= 0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pellucid.engine.watch import versions_of
+
+PLAIN = frozenset({bool, int, float, str, types.NoneType, types.FunctionType})
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +42,24 @@ class Parts:
         return tuple(self.modules), tuple(map(id, self.modules.values()))
 
     @cached_property
+    def attributes(self) -> tuple[Any, ...]:
+        """What changes with a plain attribute of a module, such as a stride or a flag that a forward pass asks."""
+        return tuple(_plain(part) for part in self.modules.values())
+
+    @cached_property
+    def switches(self) -> tuple[Any, ...]:
+        """The plain attributes of modules that are not torch's own: by those a forward pass may take another way."""
+        own = (part for part in self.modules.values() if not type(part).__module__.startswith("torch.nn.modules."))
+        return tuple(_plain(part) for part in own)
+
+    @cached_property
     def state(self) -> tuple[Any, ...]:
         """What changes when a parameter or buffer is exchanged, moved, or changed in place; as it was when first asked.
 
         A change in place through `.data` does not show: autograd does not count it.
         """
         tensors = [*self.parameters, *self.buffers]
-        return tuple(map(id, tensors)), tuple(map(Tensor.data_ptr, tensors)), tuple(versions_of(tensors))
+        return tuple(map(id, tensors)), _addresses(tensors), tuple(versions_of(tensors))
 
 
 def parts_of(module: nn.Module) -> Parts:
@@ -62,6 +77,22 @@ def parts_of(module: nn.Module) -> Parts:
             prefix = f"{name}." if name else ""
             waiting += [(prefix + key, child) for key, child in reversed(children.items()) if child is not None]
     return Parts(modules)
+
+
+def _addresses(tensors: list[Tensor]) -> tuple[int, ...]:
+    try:
+        return tuple(map(Tensor.data_ptr, tensors))
+    except RuntimeError:  # sparse tensors have none
+        return tuple(one.data_ptr() if one.layout is torch.strided else 0 for one in tensors)
+
+
+def _plain(part: nn.Module) -> tuple[Any, ...]:
+    return tuple(
+        (name, value)
+        for name, value in part.__dict__.items()
+        if (type(value) in PLAIN and name != "training")
+        or (type(value) is tuple and all(type(one) in PLAIN for one in value))
+    )
 
 
 def _distinct(groups: Iterable[dict[str, Any]]) -> list[Any]:

@@ -23,8 +23,9 @@ from pellucid.engine.reorder import ChannelsLast
 from pellucid.engine.scores import DETACHED, ScoredRows, by_inputs, by_layer, check_rows, score, shares
 from pellucid.engine.segment import INPUT, By, Segment, Taken
 from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
+from pellucid.engine.weights import fitted
 from pellucid.errors import LayerError, ModelError, PellucidError, Unsuitable
-from pellucid.protocol.blocks import digest
+from pellucid.protocol.blocks import digest, plain, settings
 from pellucid.protocol.factors import Factors
 from pellucid.protocol.leaves import Leaves, each, tensors_of
 from pellucid.protocol.sample import Frame, Sample
@@ -132,9 +133,10 @@ class Engine:
             tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in tensors_of(inputs)),
             tuple((name, tuple(extra.shape[1:])) for name, extra in extras.items()),
         )
-        structure = self.parts.structure
+        # Where "auto" lies depends on which part of the output counts.
+        state = (self.parts.structure, self.parts.switches, self.adapter.output)
         known = self.adapter.cache.get(key)
-        if known is None or known[0] != structure:
+        if known is None or known[0] != state:
             one = each(lambda leaf: self.fresh(leaf[:1]).requires_grad_(leaf.is_floating_point()), inputs)
             shown = each(lambda leaf: leaf.clone(), one)
             few = {name: extra[:1] for name, extra in extras.items()}
@@ -150,7 +152,7 @@ class Engine:
                 found = self.somehow(lambda: trace(module, run, tensors_of(shown)))
             if self.adapter.layer is not None:
                 found = found.with_auto(self.adapter.layer)
-            self.adapter.cache[key] = known = (structure, found)
+            self.adapter.cache[key] = known = (state, found)
         places: Trace = known[1]
         return places
 
@@ -206,7 +208,7 @@ class Engine:
             places: the layers to keep.
             weights: parameters and buffers in place of the model's own, by name.
         """
-        self.lent = None if weights is None else self._fitted(weights)
+        self.lent = None if weights is None else fitted(self.module, weights, self.adapter.name)
 
         wanted = {by for segment in segments for scored in segment.targets for by in scored.by}
         # Gradients by a norm's own parameters, and its function's place, exist only where it runs as it is.
@@ -247,18 +249,21 @@ class Engine:
     ) -> list[Taken]:
         """What was taken, without factors of layers of which it was guessed wrongly where each example's rows lie.
 
-        One example alone leaves nothing to guess; it is run once for each form of inputs where there is a doubt.
+        One example alone leaves nothing to guess but what is the same for all of them, which shows beside another.
+        Where there is a doubt, the first is run alone, or twice where it is the only one, once for each form of inputs.
         """
         found = [(one, by, g) for one in taken for all_by in one.gradients for by, g in all_by.items()]
         doubtful = [(one, by, g) for one, by, g in found if isinstance(g, Factors) and g.doubtful]
         if not doubtful:
             return taken
         forms = [tuple(leaf.shape[1:]) for leaf in tensors_of(segments[0].inputs)]
-        key = ("rows", self.parts.structure, *forms, sum(one.rows for one in segments), doubtful[0][2].doubtful)
+        rows = sum(one.rows for one in segments)
+        key = ("rows", self.parts.structure, *forms, rows, doubtful[0][2].doubtful)
         wrong = self.adapter.cache.get(key)
         if wrong is None:
-            alone = self._run(frame, [segments[0].first()], places)
-            pairs = zip(taken[0].gradients, alone[0].gradients, strict=True)
+            first = segments[0].first()
+            (other,) = self._run(frame, [first if rows > 1 else first.twice()], places)
+            pairs = zip(taken[0].gradients, other.gradients, strict=True)
             wrong = frozenset[str]().union(
                 *(g.differing(one[by]) for many, one in pairs for by, g in many.items() if isinstance(by, Parameters))
             )
@@ -276,15 +281,15 @@ class Engine:
         extras = {
             name: torch.cat([segment.extras[name] for segment in segments]).clone() for name in segments[0].extras
         }
+        uses = self._watch_parameters(wanted, rows)
         if INPUT in wanted:
             leaves = each(_differentiable, leaves)
-        elif "graph" in self.ways:
+        elif uses is not None or "graph" in self.ways:
             leaves = each(lambda leaf: leaf.requires_grad_(leaf.is_floating_point()), leaves)
         starts = {by for by in wanted if isinstance(by, Place)}
         # The model gets a copy, since it may change its inputs in place, which autograd forbids for leaves.
         shown = each(lambda leaf: leaf.clone() if leaf.requires_grad else leaf, leaves)
         watch = Watch(self.module, places, starts=starts, careful=self.ways)
-        uses = self._watch_parameters(wanted, rows)
         with torch.set_grad_enabled(bool(wanted) or "graph" in self.ways), watch(), uses or contextlib.nullcontext():
             raw = self.call(frame, shown, extras)
         if uses is not None:
@@ -293,28 +298,16 @@ class Engine:
         taken = score(self.adapter, segments, raw, watch.kept, rows)
         return self._differentiate(segments, taken, watch.kept, leaves, uses)
 
-    def digest(self, weights: Mapping[str, Tensor] | None = None) -> str:
-        """A digest of the model's structure and weights, or of those that stand for its own."""
-        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers()), **(weights or {})}
-        return digest(repr(self.module), named)
+    def digest(self, before: Mapping[str, str], weights: Mapping[str, Tensor] | None = None) -> str:
+        """A digest of the model's structure, settings, output and weights, or of those that stand for its own.
 
-    def _fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of the model's own types, on its device.
-
-        Raises:
-            ModelError: when they are those of another model.
+        Args:
+            before: the settings before a pass. What the pass changed, such as a count of calls, is left out.
+            weights: those that stand for the model's own.
         """
-        own = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        # Tied parameters have several names, of which the first is enough.
-        given = {name: tensor for name, tensor in weights.items() if name in own}
-        strange = weights.keys() - given.keys() - self.module.state_dict().keys()
-        shapes = [name for name, tensor in given.items() if tensor.shape != own[name].shape]
-        if strange or shapes or not given:
-            raise ModelError(
-                f"the weights are not those of {self.adapter.name}: {sorted(strange)[:3] or shapes[:3]} are unknown or "
-                "of another shape; expected names and shapes as in the model's state_dict"
-            )
-        return {name: tensor.detach().to(own[name]) for name, tensor in given.items()}
+        fixed = dict(before.items() & settings(self.module).items())
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers()), **(weights or {})}
+        return digest(repr(self.module), plain(self.adapter.output), fixed, named)
 
     def _watch_parameters(self, wanted: set[Any], rows: int) -> ParameterWatch | None:
         """What notes the uses of parameters, where gradients by them are wanted."""
@@ -362,6 +355,8 @@ class Engine:
 
     def _backward(self, total: Tensor, tensors: list[Any], *, retain: bool) -> list[Tensor | None]:
         """The gradients of a score by tensors."""
+        if not tensors:  # no use of a parameter is known
+            return []
         try:
             return list(torch.autograd.grad(total, tensors, retain_graph=retain, allow_unused=True))
         except RuntimeError as error:

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def _no_steps_of_other_formats() -> Iterator[None]:
+    """Refuses `as_strided` of what is not contiguous, as `view` does; the pass then runs with contiguous inputs.
+
+    The steps through memory that a model gives may be those of contiguous tensors, and would read other numbers.
+    """
+    places: tuple[Any, ...] = (torch, Tensor)
+    own = [(place, vars(place).get("as_strided")) for place in places]
+
+    def checked(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def as_strided(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not input.is_contiguous():
+                raise RuntimeError("the view size is not compatible with the tensor's strides")
+            return function(input, *args, **kwargs)
+
+        return as_strided
+
+    try:
+        for place, _ in own:
+            place.as_strided = checked(place.as_strided)
+        yield
+    finally:
+        for place, before in own:
+            if before is None:
+                del place.as_strided
+            else:
+                place.as_strided = before
 
 
 class ChannelsLast:
@@ -33,7 +62,8 @@ class ChannelsLast:
         try:
             for weight, copy in self._lent:
                 weight.data = copy
-            yield
+            with _no_steps_of_other_formats():
+                yield
         finally:
             for weight, before in own:
                 weight.data = before

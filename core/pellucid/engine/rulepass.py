@@ -59,13 +59,13 @@ def rule_pass(engine: Engine, frame: Frame, segment: Segment, places: Sequence[P
     engine.lent = None
 
     def once() -> Taken:
-        return engine.somehow(lambda: _RulePass(engine, frame, segment, tuple(places), rules).run())
+        with engine.weights_last(), torch.no_grad():
+            return _RulePass(engine, frame, segment, tuple(places), rules).run()
 
-    with engine.weights_last(), torch.no_grad():
-        try:
-            return once()
-        except SignsUnknown:
-            return once()
+    try:
+        return engine.somehow(once)
+    except SignsUnknown:
+        return engine.somehow(once)
 
 
 class _RulePass:
@@ -335,11 +335,5 @@ def _state(engine: Engine) -> Any:
     """What a graph is bound to: the model's parts, its tensors by identity, its plain attributes and its hooks."""
     parts = engine.parts.modules.values()
     tensors = [id(tensor) for part in parts for own in (part._parameters, part._buffers) for tensor in own.values()]
-    plain = [
-        (name, value)
-        for part in parts
-        for name, value in vars(part).items()
-        if name != "training" and type(value) in (bool, int, float, str)
-    ]
     hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks)) for part in parts]
-    return (engine.parts.structure, tuple(tensors), tuple(plain), tuple(hooks))
+    return (engine.parts.structure, tuple(tensors), engine.parts.attributes, tuple(hooks))

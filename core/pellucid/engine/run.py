@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pellucid.adapter import Adapter
 from pellucid.engine.batching import check_batch_size
@@ -84,6 +85,11 @@ class Run:
         sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")
+        if mixing := [name for name, part in parts.modules.items() if _uses_batch(part)]:
+            notes.append(
+                f"'{mixing[0]}' normalises by the statistics of the batch, so that an explanation depends on the "
+                "examples that go through the model together, and on batch_size"
+            )
         # The gradients by folded parameters are not those by the model's own.
         own = any("factors" in (uses_of(technique) or ()) for technique in self.techniques.values())
         if own and self.adapter.optimize:
@@ -129,8 +135,8 @@ class Run:
             given.device if isinstance(given, Tensor) else torch.device("cpu"),
         )
         for name, result in list(outcome.results.items()):
-            if not isinstance(result, Explanation):
-                continue
+            if not isinstance(result, Explanation) and getattr(self.techniques[name], "technique", None) is None:
+                continue  # what has no record may return anything, as the core's own looks at outputs do
             try:
                 layer = self._layer(engine, sample, self.techniques[name], result)
                 outcome.results[name] = finisher.finish(
@@ -153,6 +159,10 @@ class Run:
         """The texts among the techniques' parameters, some of which name layers."""
         texts = [value for technique in self.techniques.values() for value in technique.get_params().values()]
         return frozenset(text.partition(":")[0] for text in texts if isinstance(text, str))
+
+
+def _uses_batch(part: nn.Module) -> bool:
+    return isinstance(part, _BatchNorm) and part.running_mean is None
 
 
 def _layers_of(technique: Any) -> set[Any]:

@@ -37,9 +37,12 @@ def score(
         if logits is None:
             logits = adapter.logits(raw)
             if logits.dim() == 0 or logits.shape[0] != rows:
+                reason = "A model that mixes its batch cannot be explained example by example"
+                if rows == 1:
+                    reason = "A model that drops the axis of a single example, by `squeeze()`, is to name the axis"
                 raise ModelError(
                     f"the model returned scores of shape {tuple(logits.shape)} for {rows} examples; expected one "
-                    "row for each. A model that mixes its batch cannot be explained example by example"
+                    f"row for each. {reason}"
                 )
         return logits
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pellucid.engine.factors import Parameters
@@ -64,6 +65,16 @@ class Segment:
         extras = {name: extra[:1] for name, extra in self.extras.items()}
         inputs = each(lambda leaf: leaf[:1], self.inputs)
         return replace(self, inputs=inputs, extras=extras, examples=self.examples[:1], draws=self.draws[:1])
+
+    def twice(self) -> Segment:
+        """Every row, and then every row again."""
+
+        def doubled(leaf: Tensor) -> Tensor:
+            return torch.cat([leaf, leaf])
+
+        extras = {name: doubled(extra) for name, extra in self.extras.items()}
+        inputs, examples, draws = each(doubled, self.inputs), doubled(self.examples), doubled(self.draws)
+        return replace(self, inputs=inputs, extras=extras, examples=examples, draws=draws)
 
     @property
     def rows(self) -> int:

@@ -15,6 +15,7 @@ from pellucid.engine.passes import Engine
 from pellucid.engine.segment import INPUT, By, Scored, Segment, Taken
 from pellucid.engine.watch import Place
 from pellucid.errors import ParameterError, ProtocolError
+from pellucid.protocol.blocks import settings
 from pellucid.protocol.derived import Derived
 from pellucid.protocol.factors import Factors
 from pellucid.protocol.fold import Fold, Folding, Part
@@ -56,6 +57,7 @@ class Request:
         self.targets: tuple[Target, ...] = tuple(look.targets) if look.targets is not None else (self.sample.target,)
         for target in look.targets or ():
             target.check(len(self.sample))
+        self.settings = settings(engine.module) if look.digest else {}
         self.restart()
 
     def restart(self) -> None:
@@ -161,7 +163,7 @@ class Request:
             layers=layers,
             ledger=self._ledger(n),
             reference_scores=all_scores(self.reference_scores),
-            digest=self.engine.digest(self.look.weights) if self.look.digest else "",
+            digest=self.engine.digest(self.settings, self.look.weights) if self.look.digest else "",
             **found,
         )
 

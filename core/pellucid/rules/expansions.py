@@ -75,13 +75,13 @@ def _group_norm(x: Tensor, weight: Any, bias: Any, n: int, c: int, hw: int, grou
     return _affine(grouped, *parts), None, None
 
 
-def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: Any, *rest: float) -> Any:
-    if training is not True:
+def _batch_norm(x: Tensor, weight: Any, bias: Any, *args: Any) -> Any:
+    if args[0] is not True and args[2] is not True:  # the mode stands first where there are no running statistics
         return NotImplemented
     sides = (1, -1, *(1,) * (x.dim() - 2))
     parts = (one if one is None else one.reshape(sides) for one in (weight, bias))
     dims = (0, *range(2, x.dim()))
-    return _affine(_standardised(x, dims, rest[-1]), *parts), None, None
+    return _affine(_standardised(x, dims, args[-1]), *parts), None, None
 
 
 def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Any:

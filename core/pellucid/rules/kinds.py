@@ -135,8 +135,8 @@ def classify(
 
 
 def _uses_batch(args: Sequence[object]) -> bool:
-    """Whether a BatchNorm takes its statistics from the batch."""
-    return len(args) > 5 and args[5] is True
+    """Whether a BatchNorm takes its statistics from the batch, as one form without running ones always does."""
+    return (len(args) > 5 and args[5] is True) or (len(args) == 6 and args[3] is True)
 
 
 def known(word: str) -> bool:
