@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.adapter import Adapter
+from pellucid.engine.finish import mapped
 from pellucid.engine.parts import parts_of
 from pellucid.engine.run import Run, check_inputs_given, check_suits
 from pellucid.errors import InputError, ModelError, ParameterError, TargetError, TechniqueFailed, Unsuitable
@@ -57,9 +59,10 @@ def adapt(model: Any, *, optimize: bool = False, **options: Any) -> Adapter:
     else:
         adapter = registry().hook.pellucid_adapt(model=model, options=options)
         if adapter is None:
+            hint = f"; a reference is loaded by pellucid.load_model({model!r})" if isinstance(model, str) else ""
             raise ModelError(
-                f"nothing can adapt a {type(model).__name__}; expected an nn.Module, an estimator of scikit-learn, a "
-                "callable from inputs to scores, or a model that a plugin adapts"
+                f"nothing can adapt a model of type {type(model).__name__}; expected an nn.Module, an estimator of "
+                f"scikit-learn, a callable from inputs to scores, or a model that a plugin adapts{hint}"
             )
         # What is learnt of a model, such as its layers, lives as long as the model, and no longer.
         adapter.cache = _learnt.setdefault(adapter.module, adapter.cache)
@@ -259,7 +262,9 @@ def project(states: Any, technique: Any = "pca", *, seed: int = 0, **parameters:
         with warnings.catch_warnings():  # projectors write to no states: a read-only memory map will do
             warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
             states = torch.as_tensor(np.asarray(states))
-    return projector.project(states, seed=seed)
+    started = time.perf_counter()
+    made = projector.project(states, seed=seed)
+    return mapped(made, projector, seed, time.perf_counter() - started)
 
 
 def _label(technique: Any) -> str:
@@ -288,7 +293,7 @@ def _named(given: Any, kind: type) -> tuple[dict[str, Any], bool]:
         if not isinstance(technique, kind):
             word = kind.__name__.lower()
             raise ParameterError(
-                f"'{name}' is a {type(technique).__name__} and no {word}; `pellucid list --kind {word}` shows them"
+                f"'{name}' ({type(technique).__name__}) is no {word}; `pellucid list --kind {word}` shows them"
             )
     return made, not isinstance(given, (Mapping, list, tuple, set, frozenset))
 
@@ -307,7 +312,7 @@ def _explanations(given: Any) -> dict[str, Explanation]:
     if isinstance(given, Explanation):
         given = {given.meta.technique or "explanation": given}
     elif not isinstance(given, (Mapping, Iterable)):
-        raise ParameterError(f"a {type(given).__name__} was given; expected an explanation, as `explain` returns it")
+        raise ParameterError(f"{type(given).__name__} was given; expected an explanation, as `explain` returns it")
     elif not isinstance(given, Mapping):
         named: dict[str, Any] = {}
         for one in given:
@@ -322,7 +327,7 @@ def _explanations(given: Any) -> dict[str, Explanation]:
     for name, one in given.items():
         if not isinstance(one, Explanation):
             raise ParameterError(
-                f"'{name}' is a {type(one).__name__}; expected an explanation, as `explain` returns it"
+                f"'{name}' is of type {type(one).__name__}; expected an explanation, as `explain` returns it"
             )
     return dict(given)
 

@@ -62,7 +62,7 @@ class PipelineError(PellucidError, ValueError):
 
 
 class SavedFileError(PellucidError, ValueError):
-    """A saved result cannot be read."""
+    """A result cannot be written to a file, or a saved one cannot be read."""
 
 
 class TechniqueFailed(PellucidError, RuntimeError):

@@ -49,7 +49,7 @@ def made(of: Explainer | str | None) -> Explainer | None:
         return of
     explainer = create(of)
     if not isinstance(explainer, Explainer):
-        raise ParameterError(f"of='{of}' is a {technique(of).kind}; give an explainer, or the name of one")
+        raise ParameterError(f"of='{of}' is of kind {technique(of).kind}; give an explainer, or the name of one")
     return explainer
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pellucid import cli
+from pellucid.errors import PluginError
 
 
 @dataclass
@@ -25,6 +26,10 @@ def command(site, only_site, monkeypatch, capsys):
         asked.append((name, seed))
         failed = name.rpartition(":")[2].startswith("bad")
         results = [("it is light", "pass", ""), ("it is right", "fail" if failed else "known", "off by one")]
+        if name == "bad_through_and_through":
+            results += [("it is neat", "fail", "off by one"), ("it is quick", "fail", "slow")]
+        if name == "broken":
+            raise PluginError("technique 'broken' could not be loaded")
         return Report(results, not failed)
 
     kit = types.ModuleType("pellucid.testing")
@@ -59,6 +64,26 @@ def test_a_failed_check_exits_with_1(site, command):
     code, out, _, _ = command("bad_one")
     assert code == 1
     assert "  FAIL  it is right: off by one" in out.splitlines()
+
+
+def test_failures_of_one_cause_are_told_once(site, command):
+    site.provide("some-dist", "bad_through_and_through")
+    assert command("bad_through_and_through")[1].splitlines() == [
+        "bad_through_and_through of some-dist 1.0: 1 pass, 3 fail",
+        "  pass  it is light",
+        "  FAIL  it is right: off by one (and so does 1 more)",
+        "  FAIL  it is quick: slow",
+    ]
+
+
+def test_a_technique_that_cannot_be_loaded_does_not_keep_the_others_from_being_checked(site, command):
+    site.provide("some-dist", "broken", "one")
+    code, out, err, asked = command("some-dist")
+    assert (code, err, [name for name, _ in asked]) == (1, "", ["broken", "one"])
+    assert out.startswith("FAIL  technique 'broken' could not be loaded\none of some-dist 1.0: 1 pass")
+    code, out, _, _ = command("some-dist", "--json")
+    assert (code, [one["ok"] for one in json.loads(out)["techniques"]]) == (1, [False, True])
+    assert command("broken")[0] == 2
 
 
 @pytest.mark.parametrize("name", ["plug", "some-dist", "Some_Dist", "site_some_dist"])

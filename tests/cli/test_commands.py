@@ -244,6 +244,38 @@ def test_doctor_examines_a_model(place, call):
     works = {one["name"]: one for one in model["techniques"]}
     for name in ("saliency", "grad_cam", "expected_gradients", "pixel_flipping", "insertion", "deletion", "pca"):
         assert works[name]["works"], works[name]
+    for name in ("tcav", "tracin", "pattern_net", "mislabel_detection", "smallest_sufficient_concepts", "continuity"):
+        assert works[name]["works"] is None, works[name]  # they need more than a model
+        assert works[name]["why"]
+    assert [name for name, one in works.items() if one["works"] is False] == []
+
+
+BREAKS = """
+from dataclasses import dataclass
+
+from pellucid import Explainer, Look, Technique, hookimpl
+
+
+@dataclass(frozen=True, eq=False)
+class Breaks(Explainer):
+    def explain(self, sample):
+        return Look(at=sample, gradients=["input"]).gradients["input"]
+
+
+@hookimpl
+def pellucid_techniques():
+    yield Technique("breaks", "explainer", "Breaks.", "breaks_one:Breaks", uses={"outputs", "gradients"})
+"""
+
+
+def test_doctor_survives_a_technique_that_breaks(place, call, site):
+    site.add("breaks-dist", {"breaks": "breaks_one"}, breaks_one=BREAKS)
+    code, out, err = call("doctor", MODEL, "--shape", "3,32,32", "--json")
+    assert code == 0, err
+    works = {one["name"]: one for one in json.loads(out)["model"]["techniques"]}
+    assert works["breaks"]["works"] is False
+    assert works["breaks"]["why"].startswith("TypeError: list indices")
+    assert works["saliency"]["works"]
 
 
 DETECTOR = """
@@ -292,6 +324,7 @@ def test_doctor_prints_a_model_for_people(place, call):
     [
         ((MODEL, "--shape", "3,x"), "--shape"),
         ((MODEL, "--shape", "3,0,4"), "--shape"),
+        ((MODEL, "--shape", "2,8,8"), "fails on an input (2, 8, 8)"),
         (("resnet50",), "torchvision:resnet50"),
         (("python:no_such_module:make",), "no_such_module"),
     ],
@@ -347,6 +380,11 @@ def test_demo_explains_real_photos(place, call):
     assert "cat" in names
     assert "espresso" in names or "cup" in names
     assert len([step for step in told["steps"].values() if step["class"] == "Attribution"]) >= 8
-    assert {score["metric"] for score in told["scores"]} == {"pixel_flipping", "morf_lerf_gap", "insertion", "deletion"}
+    assert {score["metric"] for score in told["scores"]} == {
+        "pixel_flipping",
+        "flipping_both_ways",
+        "insertion",
+        "deletion",
+    }
     assert any(score["control"] for score in told["scores"])
     assert (place / "shown" / "report.html").stat().st_size > 100_000

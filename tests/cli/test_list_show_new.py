@@ -47,6 +47,7 @@ def test_list_filters_by_kind_and_tag(site):
     site.add("tagged-dist", {"tagged": "tagged_one"}, tagged_one=source)
     assert [row[0] for row in rows(site.run("list", "--tag", "tag_a"))] == ["one", "two"]
     assert [row[0] for row in rows(site.run("list", "--tag", "tag_a", "--tag", "tag_b"))] == ["one"]
+    assert "no technique has the tag 'tag_c'. Did you mean 'tag_" in one_line(site.run("list", "--tag", "tag_c"))
 
 
 def test_list_as_json_has_records_and_problems(site):
@@ -220,7 +221,7 @@ def test_new_refuses_bad_names_and_overwrites_nothing(site, tmp_path):
         ("MyOwnMaps", "try a name such as 'my_own_maps'"),
         ("my-maps", "try a name such as 'my_maps'"),
         ("", "is not a lower_snake identifier"),
-        ("lambda", "is not a lower_snake identifier"),
+        ("lambda", "try a name such as 'lambda_maps'"),
         ("../up", "is not a lower_snake identifier"),
         ("taken", taken),
         ("packed", "there is already a package 'pellucid_packed'"),

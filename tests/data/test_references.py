@@ -87,7 +87,7 @@ def test_a_module_of_ones_own_is_loaded(maker):
     assert made.name == f"{maker}:make?classes=7"
     assert isinstance(load_model(f"{maker}:ready").module, nn.Sequential)
     assert isinstance(load_model("python:mine_for_test.py:make").module, nn.Sequential)
-    for name, message in [("make?klasses=2", "klasses"), ("number", "is a int"), ("ready?classes=2", "no options")]:
+    for name, message in [("make?klasses=2", "klasses"), ("number", "of type int"), ("ready?classes=2", "no options")]:
         with pytest.raises(BadReference, match=message):
             load_model(f"{maker}:{name}")
     assert str(Path.cwd()) not in sys.path

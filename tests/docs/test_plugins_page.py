@@ -12,6 +12,7 @@ from tests.docs.pages import ROOT, blocks
 import pellucid
 from pellucid import cli
 from pellucid.registry import discovery, hooks
+from pellucid.testing import check_technique
 
 PAGE = (ROOT / "docs/plugins.md").read_text()
 BLOCKS = blocks(PAGE)
@@ -84,6 +85,27 @@ def test_the_notebook_s_technique_works(own_registry, monkeypatch):
     weights = model.weight[1].detach()
     assert (result.values - weights * weights.abs()).abs().max() < 1e-6
     assert result.meta.technique == "signed_square"
+
+
+@pytest.mark.parametrize("name", ["drop_without_top", "two_poles"])
+def test_the_evaluator_and_the_projector_keep_the_contract(name, own_registry, monkeypatch):
+    run_example("metric_and_map", monkeypatch)
+    report = check_technique(name)
+    assert report.ok, report
+    assert report.count("pass") > 20
+
+
+def test_the_evaluator_measures_what_its_pixels_are_worth(own_registry, monkeypatch):
+    import torch
+
+    run_example("metric_and_map", monkeypatch)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)).eval()
+    inputs = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    given = pellucid.explain(model, inputs, "input_x_gradient", target=1)
+    metric = pellucid.create("drop_without_top", share=0.25)
+    scores = pellucid.evaluate(model, inputs, given, metric, controls=False)
+    worth = sorted((model[1].weight[1] * inputs.flatten()).tolist(), reverse=True)
+    assert scores.values.item() == pytest.approx(sum(worth[:4]), abs=1e-5)
 
 
 def test_the_timing_wrapper_surrounds_a_run(own_registry, monkeypatch, capsys):

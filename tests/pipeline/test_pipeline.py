@@ -129,7 +129,7 @@ def test_no_report_where_none_is_wanted(net, inputs, tmp_path):
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"a": {"use": "grad_cm"}}, ["step 'a'", "field 'use'", "Did you mean 'grad_cam'"]),
-    ({"a": {"use": 3}}, ["step 'a'", "field 'use'", "a int"]),
+    ({"a": {"use": 3}}, ["step 'a'", "field 'use'", "of type int"]),
     ({"a": {"of": "b"}, "b": "saliency"}, ["step 'a'", "'use'", "missing"]),
     ({"a": 3}, ["step 'a'", "mapping"]),
     ({"a b": "saliency"}, ["step 'a b'", "expected a name"]),
@@ -151,7 +151,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"a": {"use": "grad_cam", "of": "b"}, "b": "saliency"}, ["step 'a'", "field 'of'", "leave it out"]),
     (
         {"a": "saliency", "p": {"use": "pca", "of": "a"}, "flip": {"use": "pixel_flipping", "of": "p"}},
-        ["step 'flip'", "field 'of'", "'p' is a projector"],
+        ["step 'flip'", "field 'of'", "'p' is of kind projector"],
     ),
     ({"a": "saliency", "p": {"use": "pca", "of": ["a", "a"]}}, ["step 'p'", "field 'of'", "twice"]),
     ({"a": {"use": "saliency", "controls": False}}, ["step 'a'", "field 'controls'"]),
@@ -180,6 +180,10 @@ def test_what_is_wrong_names_step_and_field_before_anything_runs(net, inputs, st
         ({"seed": "x"}, ["field 'seed'"]),
         ({"data": {"images": []}}, ["data.images"]),
         ({"data": {"image": ["a.png"]}}, ["data.image", "'images'"]),
+        ({"data": "photos"}, ["field 'data': expected a mapping such as {images:"]),
+        ({"data": {"images": ["a"], "texts": ["b"]}}, ["field 'data': expected either images, texts or a recording"]),
+        ({"report": 3}, ["field 'report': input"]),
+        ({"steps": ["saliency"]}, ["field 'steps': a list; expected a mapping"]),
         ({"model": "resnet50"}, ["field 'model'", "torchvision:resnet50"]),
     ],
 )
@@ -274,9 +278,9 @@ def test_relative_pictures_start_from_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("steps: {a: [", "is no YAML"),
-        ("", "NoneType"),
-        ("- a\n- b\n", "holds a list"),
+        ("steps: {a: [", "is no YAML: .* at line 1"),
+        ("", "is empty"),
+        ("- a\n- b\n", r"holds no mapping \(list\)"),
         ("steps:\n  a: {use: saliency}\n  a: {use: rise}\n", "'a' is given twice"),
         ("steps: !!python/object/apply:os.system ['true']\n", "is no YAML"),
     ],

@@ -59,6 +59,13 @@ def test_titles_are_found_by_the_names_of_results(several, name, told):
     assert title(name) == told
 
 
+def test_a_result_that_has_another_technique_s_name_is_not_written_as_that():
+    assert title("cam") == title("cam", "cam") == "CAM"
+    assert title("cam", "grad_cam") == "cam"
+    assert title("cam_2", "cam") == "CAM 2"
+    assert title("cam_2", "grad_cam") == "cam 2"
+
+
 def test_unknown_filters_and_kinds_are_told(several):
     with pytest.raises(ParameterError, match=r"no filter 'tag'\. Did you mean 'tags'"):
         pellucid.techniques(tag="image")

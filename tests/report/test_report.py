@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 import pellucid
-from pellucid import SavedFileError
+from pellucid import SavedFileError, Scores
 from pellucid.report import write_report
+from pellucid.results.scores import Row
 
 HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=alert(1)>"
 
@@ -125,6 +126,9 @@ def test_techniques_scores_certificates_and_provenance_are_on_it(made, page):
     text = Page(page).text
     for words in ("Grad-CAM", "Integrated gradients", "Pixel flipping", "Random", "Constant", "Controls"):
         assert words in text
+    assert re.search(
+        r"is first at .* the best control, .*\. (1 of 2 techniques beats|[02] of 2 techniques beat) every", text
+    )
     for rank in scores.ranking()["pixel_flipping"]:
         shown = {f"{rank.mean:.{digits}f}".replace("-", "−") for digits in range(2, 7)}
         assert any(one in text for one in shown), rank
@@ -137,6 +141,25 @@ def test_techniques_scores_certificates_and_provenance_are_on_it(made, page):
     assert "n_steps" in text
     for probability in predictions[0].tolist():
         assert f"{100 * probability:.1f} %" in text
+
+
+def test_a_name_that_is_another_technique_s_stays_a_name(made, tmp_path):
+    _, results, _, _, photos = made
+    path = write_report(tmp_path / "r.html", results={"cam": results["grad_cam"]}, photos=photos)
+    text = Page(path.read_text(encoding="utf-8")).text
+    assert "Cam grad_cam" in text
+    assert "CAM" not in text
+
+
+def test_a_colour_that_comes_again_is_drawn_otherwise(made, tmp_path):
+    _, results, _, _, _ = made
+    rows = tuple(Row(f"method {place}", "pixel_flipping", "higher") for place in range(12))
+    axis, curves = (torch.linspace(0, 1, 3),) * 12, tuple(torch.rand(2, 3) for _ in range(12))
+    scores = Scores(torch.rand(12, 2), rows, curve_x=axis, curve_y=curves)
+    tags = Page(write_report(tmp_path / "r.html", results=results, scores=scores).read_text(encoding="utf-8")).tags
+    drawn = [(facts["style"], facts["class"]) for tag, facts in tags if tag == "polyline"]
+    assert len(drawn) == len(set(drawn)) == 12
+    assert [facts["class"] for _, facts in tags if "swatch" in (facts.get("class") or "")].count("swatch again") == 2
 
 
 def test_each_map_is_a_picture_with_its_values(made, page):

@@ -144,7 +144,7 @@ def test_grids_have_no_channels():
 
 
 def test_values_must_be_tensors():
-    with pytest.raises(InputError, match="are a list; expected a tensor"):
+    with pytest.raises(InputError, match="of type list; expected a tensor"):
         Attribution([1, 2])
 
 
@@ -204,7 +204,7 @@ def test_titles_are_class_names_and_the_scale_is_stated():
     figure = photo_result(torch.randn(1, 6, 6)).plot()
     assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["tabby"]
     assert "99.5th percentile" in figure.get_supxlabel()
-    assert "grad_cam" in figure.get_supxlabel()
+    assert "Grad-CAM" in figure.get_supxlabel()
 
 
 def test_one_bound_makes_examples_comparable_and_the_bar_has_true_values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import stat
 import tempfile
 from pathlib import Path
@@ -108,9 +109,15 @@ def test_a_foreign_safetensors_file(tmp_path):
         load(tmp_path / "model.safetensors")
 
 
+def test_the_name_without_its_suffix_is_told(tmp_path):
+    path = attribution().save(tmp_path / "x")
+    with pytest.raises(SavedFileError, match=re.escape(f"there is no file '{tmp_path / 'x'}'") + f".*'{path}'"):
+        load(tmp_path / "x")
+
+
 def test_another_class_than_was_asked_for(tmp_path):
     path = attribution().save(tmp_path / "x")
-    with pytest.raises(SavedFileError, match="holds a Attribution; expected a Scores"):
+    with pytest.raises(SavedFileError, match="holds Attribution; expected Scores"):
         Scores.load(path)
 
 

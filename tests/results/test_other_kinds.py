@@ -33,6 +33,9 @@ def test_influence_names_helpers_and_opponents():
     lines = result.to_dataframe()
     assert lines[(lines["query"] == 1) & (lines["train"] == 2)].value.item() == -1.0
     assert repr(result) == "Influence(2 queries x 4 training examples)"
+    partly = Influence(torch.tensor([[torch.nan, -4.0, 3.0, torch.nan]]))  # some examples were not left out
+    assert partly.top(0, 3).places.tolist() == [2, 1, 0]
+    assert partly.opponents(0, 3).places.tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("name", ["self_influence", "train_labels", "train"])

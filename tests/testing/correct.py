@@ -75,6 +75,19 @@ class GradientTimesInput(Explainer):
 
 @correct
 @dataclass(frozen=True, eq=False)
+class Columns(Explainer):
+    """Hides one column of a table at a time; it knows of no positions."""
+
+    record: ClassVar[Any] = {"uses": {"outputs"}, "tags": {"table"}}
+
+    def explain(self, sample):
+        hidden = [sample.inputs.index_fill(1, torch.tensor([place]), 0) for place in range(sample.inputs.shape[1])]
+        whole, *seen = yield from together(Look(at=sample), *(Look(at=sample.at(inputs)) for inputs in hidden))
+        return Attribution(torch.stack([whole.scores - one.scores for one in seen], dim=1))
+
+
+@correct
+@dataclass(frozen=True, eq=False)
 class Path(Explainer):
     """Integrated gradients from zero by the midpoint rule."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pellucid
-from pellucid import ParameterError, Unavailable, UnknownTechnique
+from pellucid import Attribution, Explainer, Look, ParameterError, Unavailable, UnknownTechnique
 from pellucid.testing import Report, check_plugin, check_technique, page, parametrize_with_checks
 from pellucid.testing.case import Case
 from pellucid.testing.fronts import CHECKS, Trial
@@ -55,6 +55,20 @@ def test_a_correct_technique_passes(name):
     report = check_technique(instance(CORRECT[name]))
     assert report.ok, repr(report)
     assert report.count("pass") > 12
+
+
+@dataclass(frozen=True, eq=False)
+class Unlooked(Explainer):
+    """Asks for a look, and forgets to yield it."""
+
+    def explain(self, sample):
+        seen = Look(at=sample, gradients=["input"])
+        return Attribution(seen.gradients["input"])
+
+
+def test_a_forgotten_yield_is_told():
+    with pytest.raises(Broken, match=r"TypeError: .*; `explain` has no `yield`"):
+        trial(subject_of(instance(Unlooked)), "answers with what its record names")()
 
 
 @pytest.mark.parametrize("cls", CAUGHT_BY, ids=lambda cls: cls.__name__)

@@ -22,17 +22,20 @@ from pellucid.engine.inputs import make_sample
 from pellucid.engine.outputs import first_tensor
 from pellucid.engine.passes import Engine
 from pellucid.engine.run import Run, check_suits
-from pellucid.errors import InputError, ModelError, PellucidError
+from pellucid.errors import InputError, ModelError, ParameterError, PellucidError, Unsuitable
 from pellucid.protocol.explainer import Explainer, Passes
 from pellucid.protocol.look import Look
 from pellucid.protocol.sample import Sample
 from pellucid.protocol.target import Target
 from pellucid.protocol.target_detected import PARTS, Detected
 from pellucid.registry import Technique, registry
+from pellucid.registry.problem import told as in_a_line
 
 PACKAGES = ("pellucid", "torch", "torchvision", "numpy", "scikit-learn", "pluggy", "pydantic", "matplotlib")
 ROWS_OF_A_TRIAL = 6
 """A technique that got so many rows through the model is taken to work; it need not finish."""
+ROWS_OF_A_DATA_SET = 32
+"""So many examples are a data set for techniques of whole data sets."""
 
 
 TEXT = "a short text, which a model reads"
@@ -86,7 +89,7 @@ def examine(
     try:
         raw, inputs = _raw(adapter, one)
         output, target = _scored(adapter, raw)
-    except PellucidError as error:
+    except Exception as error:  # a model that is shown another shape than its own fails in any way
         given = repr(one[0]) if isinstance(one, list) else tuple(one.shape[1:])
         hint = "; say with --shape what one input looks like, such as 3,64,64" if shape is None and text is None else ""
         raise InputError(f"{reference} fails on an input {given}: {error}{hint}") from error
@@ -204,21 +207,29 @@ def _first_score(raw: Any) -> Tensor:
 
 
 def _trial(adapter: Adapter, one: Any, record: Technique, target: Target | None) -> dict[str, Any]:
-    """Whether a technique works on the model, as a few rows of it tell; projectors need no model."""
+    """Whether a technique works on the model, as a few rows of it tell; projectors need no model.
+
+    "works" is None where that cannot be tried without more, such as training data or another kind of explanation.
+    """
     told: dict[str, Any] = {"name": record.name, "kind": record.kind, "works": True, "why": ""}
+    given = None
     try:
         technique = record.create()
         check_suits(adapter, technique)
         if record.kind == "explainer":
-            # Two examples, for techniques that take the others as references.
-            explain(adapter, _repeated(one, 2), technique, target, progress=_enough)
+            # At least two examples, for techniques that take the others as references.
+            rows = ROWS_OF_A_DATA_SET if "across_examples" in record.tags else 2
+            explain(adapter, _repeated(one, rows), technique, target, progress=_enough)
         elif record.kind == "evaluator":
             given = explain(adapter, one, "random", target)
             evaluate(adapter, one, given, technique, target, controls=False, progress=_enough)
     except _Enough:
         pass  # it got through the model often enough: that is what the trial is for
     except PellucidError as error:
-        told |= {"works": False, "why": str(error)}
+        other = given is not None and isinstance(error, (InputError, Unsuitable))  # it scores no such explanation
+        told |= {"works": None if other or isinstance(error, ParameterError) else False, "why": str(error)}
+    except Exception as error:  # a technique of another distribution may fail in any way, and must not end the rest
+        told |= {"works": False, "why": in_a_line(error)}
     return told
 
 

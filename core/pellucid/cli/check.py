@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pellucid.errors import UnknownTechnique, nearest
+from pellucid.errors import PluginError, UnknownTechnique, nearest
 from pellucid.registry import Registry, Technique, registry
 from pellucid.registry.lookup import technique
 
@@ -42,7 +43,16 @@ def run(options: argparse.Namespace) -> int:
             if not options.json:
                 print(f"{record.name} of {record.provider}: skipped, it is unavailable. Try: {record.hint}")
             continue
-        report = check_technique(known.name_of(record), seed=options.seed)
+        try:
+            report = check_technique(known.name_of(record), seed=options.seed)
+        except PluginError as error:
+            if len(chosen) == 1:
+                raise
+            ok = False
+            told.append({**_named(record), "ok": False, "hint": str(error), "results": []})
+            if not options.json:
+                print(f"FAIL  {error}")
+            continue
         ok = ok and report.ok
         told.append({**_named(record), "ok": report.ok, "results": [list(result) for result in report.results]})
         if not options.json:
@@ -80,8 +90,13 @@ def _print(record: Technique, report: Report) -> None:
     print(
         f"{record.name} of {record.provider}: {', '.join(f'{count} {word}' for word, count in counts.items() if count)}"
     )
+    alike = Counter(detail for _, status, detail in report.results if status == "fail")
     for check, status, detail in report.results:
-        if status != "skip":
-            mark = status.upper() if status == "fail" else status
-            print(f"  {mark:<5} {check}{f': {detail}' if detail else ''}")
+        if status == "skip" or (status == "fail" and not alike[detail]):
+            continue
+        mark = status.upper() if status == "fail" else status
+        # What breaks a technique as a whole breaks many checks, and is told once.
+        others = alike.pop(detail) - 1 if status == "fail" else 0
+        more = f" (and so do {others} more)" if others > 1 else " (and so does 1 more)" if others else ""
+        print(f"  {mark:<5} {check}{f': {detail}' if detail else ''}{more}")
     sys.stdout.flush()

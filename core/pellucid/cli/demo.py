@@ -32,7 +32,7 @@ DEMO: dict[str, Any] = {
         **TECHNIQUES,
         "pixel_flipping": {"use": "pixel_flipping", "substitution": "blur", **CURVES},
         # Hiding anything at all harms a network, whatever the order; between two orders that cancels.
-        "morf_lerf_gap": {"use": "pixel_flipping", "measure": "morf_lerf_gap", "substitution": "blur", **CURVES},
+        "flipping_both_ways": {"use": "pixel_flipping", "measure": "morf_lerf_gap", "substitution": "blur", **CURVES},
         "insertion": {"use": "insertion", **CURVES},
         "deletion": {"use": "deletion", **CURVES},
     },
@@ -42,7 +42,9 @@ DEMO: dict[str, Any] = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--out", type=Path, default=Path("pellucid-demo"), metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("pellucid-demo"), metavar="DIR", help="where results go (default %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

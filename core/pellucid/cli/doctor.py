@@ -108,8 +108,6 @@ def _print_model(model: dict[str, Any], *, everything: bool) -> None:
     print("\nSPEED")
     for name, seconds in model["seconds"].items():
         print(f"  one {name:<9}{1000 * seconds:8.1f} ms an example, in batches of {model['batch_size'][name]}")
-    rows = [
-        (f"  {one['name']}", one["kind"], "works" if one["works"] else f"no: {one['why']}")
-        for one in model["techniques"]
-    ]
+    words = {True: "works", False: "no: ", None: "not tried: "}
+    rows = [(f"  {one['name']}", one["kind"], f"{words[one['works']]}{one['why']}") for one in model["techniques"]]
     print(f"\n{table(('  TECHNIQUE', 'KIND', 'WORKS'), rows)}")

@@ -17,7 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--text", action="append", default=[], metavar="TEXT", help="a text, or a file *.txt with a text on each line"
     )
     parser.add_argument(
-        "--model", default="demo:efficientnet_lite0", metavar="REF", help="such as torchvision:resnet50"
+        "--model",
+        default="demo:efficientnet_lite0",
+        metavar="REF",
+        help="such as torchvision:resnet50 (default %(default)s)",
     )
     parser.add_argument(
         "--technique",
@@ -26,7 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", metavar="CLASS", help="an index or a name; by default the predicted class")
     parser.add_argument("--layer", metavar="NAME", help="for the techniques that look at a layer")
-    parser.add_argument("--out", type=Path, default=Path("explanations"), metavar="DIR", help="where results go")
+    parser.add_argument(
+        "--out", type=Path, default=Path("explanations"), metavar="DIR", help="where results go (default %(default)s)"
+    )
     parser.add_argument("--report", action="store_true", help="write a page with everything, too")
     parser.add_argument(
         "--optimize", action="store_true", help="explain a copy of the model that is rewritten for speed"
@@ -85,7 +90,9 @@ def description(options: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         record = technique(name)
         if record.kind != "explainer":
-            raise ParameterError(f"'{name}' is a {record.kind}; `pellucid list --kind explainer` shows what explains")
+            raise ParameterError(
+                f"'{name}' is of kind {record.kind}; `pellucid list --kind explainer` shows what explains"
+            )
         steps[record.name] = {"use": name}
         if options.layer is not None and "layer" in [parameter.name for parameter in record.parameters()]:
             steps[record.name]["layer"] = options.layer

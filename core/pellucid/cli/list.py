@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from pellucid.errors import ParameterError, nearest
 from pellucid.registry import Problem, Technique, registry
 from pellucid.registry.lookup import techniques
 
@@ -30,8 +31,13 @@ def run(options: argparse.Namespace) -> None:
 
         model = load_model(options.works_with)
     kind = options.kind.removesuffix("s") if options.kind else None
-    found = techniques(kind, works_with=model, tags=options.tag)
     known = registry()
+    tags = {tag for record in known.records.values() for tag in record.tags}
+    for tag in options.tag:
+        if tag not in tags:
+            known_tags = f"The tags are {', '.join(sorted(tags))}."
+            raise ParameterError(f"no technique has the tag {tag!r}.{nearest(tag, tags)} {known_tags}")
+    found = techniques(kind, works_with=model, tags=options.tag)
     if options.json:
         listed = [{"listed_as": known.name_of(record), **record.to_dict()} for record in found]
         print(

@@ -34,7 +34,9 @@ def make(name: str, into: Path) -> Path:
     Raises:
         ParameterError: if the name is not free or not lower_snake, or something is where the folder should be.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise ParameterError(f"{name!r} is a word of Python's own; try a name such as '{name}_maps'.")
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         suggestion = re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_")
         raise ParameterError(
             f"{name!r} is not a lower_snake identifier; try a name such as {suggestion or 'my_maps'!r}."

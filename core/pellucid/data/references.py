@@ -69,7 +69,7 @@ def load_model(model: object, *, trust: bool = False) -> Adapter:
     """Loads the model that a reference names and adapts it.
 
     Options common to the schemes: `weights=DEFAULT` (the usual, downloaded once), the name of a set of weights,
-    `none` (random ones), or a file (.safetensors, or what `torch.load(weights_only=True)` reads).
+    `none` (random ones, the same each time), or a file (.safetensors, or what `torch.load(weights_only=True)` reads).
 
     Args:
         model: a reference, as text or parsed; anything else goes to `pellucid.adapt` as it is.
@@ -96,7 +96,15 @@ def load_model(model: object, *, trust: bool = False) -> Adapter:
         path = weights_file(options["weights"])
         if path is not None:
             options["weights"] = None
-    found = resolve("model", model, options)
+    if options.get("weights", "") is None and path is None:
+        import torch
+
+        # What is drawn at random depends on the reference alone, and not on what ran before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found = resolve("model", model, options)
+    else:
+        found = resolve("model", model, options)
     adapter = found if isinstance(found, Adapter) else adapt(found)
     if path is not None:
         from pellucid.data.weights import load_weights

@@ -139,7 +139,7 @@ class _Planner:
             return
         kind = next((kind for kind, base in KINDS.items() if isinstance(step.use, base)), None)
         if kind is None:
-            self._say(name, "use", f"a {type(step.use).__name__}; expected a technique's name or an instance")
+            self._say(name, "use", f"of type {type(step.use).__name__}; expected a technique's name or an instance")
             return
         self.records[name], self.kinds[name] = None, kind
 
@@ -177,7 +177,7 @@ class _Planner:
                 if kind != "projector":
                     self._say(name, "of", f"a step of kind {kind} cannot take '{RECORDING}', which projectors map")
             elif self._exists(name, "of", of) and of != name and self.kinds.get(of, wanted) != wanted:
-                self._say(name, "of", f"'{of}' is a {self.kinds[of]}; a step of kind {kind} takes {wanted} steps")
+                self._say(name, "of", f"'{of}' is of kind {self.kinds[of]}; a step of kind {kind} takes {wanted} steps")
             elif kind == "evaluator" and of in self.steps and self.steps[of].at is not None:
                 self._say(name, "of", f"'{of}' explains some of the inputs only; score a step that explains all")
         if len(set(step.of)) < len(step.of):

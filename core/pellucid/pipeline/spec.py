@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 REPORT = "report.html"
+_BRANCHES = frozenset({"bool", "str"})
+"""What pydantic calls the branches of the unions below, where the name could be a field's."""
 
 
 def _listed(value: Any) -> Any:
@@ -129,13 +131,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"the pipeline '{path}' cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise PipelineError(f"the pipeline '{path}' cannot be read: {reason}") from error
     try:
         found = yaml.load(text, _loader())
     except yaml.YAMLError as error:
-        raise PipelineError(f"'{path}' is no YAML: {' '.join(str(error).split())}") from error
+        where = str(error).replace('in "<unicode string>", line', "at line")
+        raise PipelineError(f"'{path}' is no YAML: {' '.join(where.split())}") from error
     if not isinstance(found, dict):
-        raise PipelineError(f"'{path}' holds a {type(found).__name__}; expected 'model:', 'data:' and 'steps:'")
+        given = "is empty" if found is None else f"holds no mapping ({type(found).__name__})"
+        raise PipelineError(f"'{path}' {given}; expected 'model:', 'data:' and 'steps:'")
     return found
 
 
@@ -171,7 +176,8 @@ def parse(given: Mapping[str, Any]) -> tuple[Settings, dict[str, Step], list[str
         settings = Settings()
     steps = given.get("steps")
     if not isinstance(steps, Mapping) or not steps:
-        problems.append("field 'steps': missing or empty; expected names with {use: TECHNIQUE, ...}")
+        found = f"a {type(steps).__name__}" if isinstance(steps, (list, str)) else "missing or empty"
+        problems.append(f"field 'steps': {found}; expected a mapping such as {{cam: {{use: grad_cam}}}}")
         return settings, {}, problems
     parsed: dict[str, Step] = {}
     for name, body in steps.items():
@@ -189,17 +195,22 @@ def _told(where: str, error: ValidationError, known: list[str]) -> list[str]:
     """Pydantic's findings, one sentence for each field."""
     told: dict[str, list[str]] = {}
     for problem in error.errors():
-        # Only names of fields: pydantic adds the branch of a union, such as 'constrained-int', to the path.
-        path = [str(part) for part in problem["loc"] if isinstance(part, int) or str(part).isidentifier()]
+        unknown = problem["type"] == "extra_forbidden"
+        # Only names of fields: pydantic adds the branch of a union, such as 'bool' or 'constrained-int', to the path.
+        path = [str(part) for part in problem["loc"] if unknown or part not in _BRANCHES]
+        path = [part for part in path if part.isidentifier() or part.isdecimal()]
         field = ".".join(path[:2])
-        if problem["type"] == "extra_forbidden":
+        if unknown:
             inner = {"data": [*Data.model_fields], "at": [*Choice.model_fields], "mark": [*Choice.model_fields]}
             fields = inner.get(path[0], known)
             said = f"unknown.{nearest(path[-1], fields) or ' Expected one of ' + ', '.join(fields)}"
         elif problem["type"] == "model_type" and {"at", "mark"} & set(path[:1]):
             said = "expected a step's name, or a mapping such as {of: recording, most: moved, count: 8}"
         elif problem["type"] == "model_type":
-            said = "expected a mapping such as {use: grad_cam}"
+            example = "{images: [FILE or FOLDER]}" if path == ["data"] else "{use: grad_cam}"
+            said = f"expected a mapping such as {example}"
+        elif problem["type"] == "value_error":
+            said = str(problem["ctx"]["error"])
         elif problem["type"] == "missing":
             said = "missing"
         else:

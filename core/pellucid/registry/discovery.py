@@ -148,6 +148,8 @@ class Registry:
     def _add(self, loaded: object, name: str, plugin: str, distribution: str, version: str) -> None:
         """Registers a plugin's hooks and collects its techniques; what is wrong becomes a problem."""
         try:
+            if known_as := self._manager.get_name(loaded):
+                raise PluginError(f"it is the plugin {known_as!r}, which is loaded already")
             self._manager.register(loaded, name)
             self._check_hooks(loaded)
         except (Exception, SystemExit) as error:

@@ -75,16 +75,22 @@ def technique(name: str) -> Technique:
     raise UnknownTechnique(message)
 
 
-def title(name: str) -> str:
+def title(name: str, technique: str = "") -> str:
     """How a technique is written, "Grad-CAM" for "grad_cam"; the words of a name that the registry does not know.
 
     A number that tells several of one technique apart stays: "Grad-CAM 2".
+
+    Args:
+        name: a technique's, or a result's.
+        technique: of which the result is, where that is known: a result of Grad-CAM that is called "cam" is not CAM's.
     """
     known = registry().records
     base, _, number = name.rpartition("_")
-    if name not in known and base in known and number.isdigit():
+    if name in known and technique in ("", name):
+        return known[name].title
+    if name not in known and base in known and number.isdigit() and technique in ("", base):
         return f"{known[base].title} {number}"
-    return known[name].title if name in known else name.replace("_", " ")
+    return name.replace("_", " ")
 
 
 def create(technique: str | Technique | object, /, **params: Any) -> Any:

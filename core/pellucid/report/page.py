@@ -72,15 +72,16 @@ def write_report(
     table = None if scores is None else standing(scores)
     model = (adapter.name if adapter is not None else "") or meta.model or "a model"
     pictures = [picture(photo) for photo in photos] if photos is not None else []
+    titles = Titles({name: one.meta.technique for name, one in results.items()})
     text = (
-        _environment()
+        _environment(titles)
         .get_template("report.html.j2")
         .render(
             title=title or f"What {model.partition('?')[0]} looks at",
             model=model,
             meta=meta,
             run_line=_run_line(model, count, photos is not None, results, table, seconds),
-            findings=_findings(results, table),
+            findings=_findings(results, table, titles),
             inputs=_inputs(names, pictures, predictions, categories, results),
             bands=bands(columns),
             gradient=gradient(),
@@ -106,7 +107,27 @@ def write_report(
     return path
 
 
-def _environment() -> Environment:
+@dataclass(frozen=True)
+class Titles:
+    """How results, metrics and controls are written.
+
+    Attributes:
+        techniques: of which each result is, by its name.
+    """
+
+    techniques: Mapping[str, str]
+
+    def within(self, name: str) -> str:
+        """Within a sentence."""
+        return title_of(name, self.techniques.get(name, ""))
+
+    def heading(self, name: str) -> str:
+        """As a heading."""
+        words = self.within(name)
+        return words[:1].upper() + words[1:]
+
+
+def _environment(titles: Titles) -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -118,8 +139,8 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "words": _words,
-        "title": title_of,
-        "heading": _heading,
+        "title": titles.within,
+        "heading": titles.heading,
         "number": _number,
         "count": _count,
         "percent": _percent,
@@ -203,25 +224,26 @@ def _run_line(
     return "  ·  ".join(parts)
 
 
-def _findings(results: Mapping[str, Explanation], table: Standing | None) -> list[tuple[str, str]]:
+def _findings(results: Mapping[str, Explanation], table: Standing | None, titles: Titles) -> list[tuple[str, str]]:
     """What the page comes to, in sentences: each a heading and what it says."""
     told = []
     for metric in table.metrics if table is not None else ():
         if metric.best is None:
             continue
         first = _number(metric.best.mean)
-        said = f"{_heading(metric.best.explanation)} is first at {first}"
+        said = f"{titles.heading(metric.best.explanation)} is first at {first}"
         if metric.control is not None:
             best = _number(metric.control.mean)
             how = "level with" if best == first else "ahead of" if metric.beating else "and does not beat"
-            said += f", {how} the best control, {title_of(metric.control.explanation)} ({best})"
+            said += f", {how} the best control, {titles.within(metric.control.explanation)} ({best})"
             count = len(table.techniques) if table is not None else 0
-            said += f". {metric.beating} of {_plural(count, 'technique')} beat every control"
+            if count > 1:
+                said += f". {metric.beating} of {count} techniques beat{'s' * (metric.beating == 1)} every control"
         said += "."
-        told.append((_heading(metric.name), said))
+        told.append((titles.heading(metric.name), said))
     judged = [(name, check) for name, one in results.items() for check in one.checks if check.passed is not None]
     if judged:
-        failed = [f"{_words(check.name)} of {title_of(name)}" for name, check in judged if not check.passed]
+        failed = [f"{_words(check.name)} of {titles.within(name)}" for name, check in judged if not check.passed]
         said = f"{len(judged) - len(failed)} of {len(judged)} hold" + (
             f"; not: {', '.join(failed)}." if failed else "."
         )
@@ -271,13 +293,8 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _heading(name: str) -> str:
-    words = title_of(name)
-    return words[:1].upper() + words[1:]
-
-
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("monte carlo", "Monte Carlo")
 
 
 def _number(value: Any, digits: int = 3) -> str:

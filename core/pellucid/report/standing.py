@@ -38,11 +38,20 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """One explanation in the table of scores."""
+    """One explanation in the table of scores.
+
+    Attributes:
+        name: the explanation's.
+        control: whether it knows nothing of the model.
+        colour: the number of its colour.
+        again: whether another explanation has this colour already, so that it is drawn dotted.
+        cells: its scores by the metrics in their order, None where it has none.
+    """
 
     name: str
     control: bool
     colour: int
+    again: bool
     cells: tuple[Cell | None, ...]
 
 
@@ -99,9 +108,15 @@ def standing(scores: Scores) -> Standing:
     # A later metric may have explanations that the first one lacks.
     order = dict.fromkeys(rank.explanation for ranks in ranking.values() for rank in ranks)
     control = {row.explanation: row.control for row in scores.rows}
-    colour = {name: place % COLOURS for place, name in enumerate(n for n in scores.explanations if not control[n])}
+    places = {name: place for place, name in enumerate(n for n in scores.explanations if not control[n])}
     lines = [
-        Line(name, control[name], colour.get(name, 0), tuple(cells[metric].get(name) for metric in ranking))
+        Line(
+            name,
+            control[name],
+            places.get(name, 0) % COLOURS,
+            places.get(name, 0) >= COLOURS,
+            tuple(cells[metric].get(name) for metric in ranking),
+        )
         for name in order
     ]
     return Standing(tuple(metrics), tuple(sorted(lines, key=lambda line: line.control)), len(scores))
@@ -160,6 +175,7 @@ class Path:
     name: str
     control: bool
     colour: int
+    again: bool
     points: str
 
 
@@ -206,7 +222,7 @@ def _chart(metric: str, curves: Curves, lines: list[Line]) -> Chart:
     return Chart(
         metric,
         tuple(
-            Path(line.name, line.control, line.colour, points(curves.mean[line.name]))
+            Path(line.name, line.control, line.colour, line.again, points(curves.mean[line.name]))
             for line in lines
             if line.name in curves.mean
         ),

@@ -60,7 +60,9 @@ class Attribution(Explanation):
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, (Tensor, Leaves)):
-            raise InputError(f"the values of an Attribution are a {type(self.values).__name__}; expected a tensor")
+            raise InputError(
+                f"the values of an Attribution are of type {type(self.values).__name__}; expected a tensor"
+            )
         if self.segments is not None and self.segments.dim() == 2 and isinstance(self.values, Tensor):
             object.__setattr__(self, "segments", self.segments.expand(len(self.values), -1, -1))
         super().__post_init__()

@@ -177,7 +177,7 @@ class Explanation:
         """
         found = load(path)
         if not isinstance(found, cls):
-            raise SavedFileError(f"'{path}' holds a {type(found).__name__}; expected a {cls.__name__}")
+            raise SavedFileError(f"'{path}' holds {type(found).__name__}; expected {cls.__name__}")
         return found
 
     def class_names(self) -> tuple[str, ...]:

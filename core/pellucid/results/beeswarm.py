@@ -80,7 +80,7 @@ def beeswarm(result: Attribution, examples: Sequence[int], name: str | None = No
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_yticks(range(len(rows)), labels)
     ax.xaxis.set_major_locator(MaxNLocator(6))
-    draw.tidy(ax, draw.literal(result.meta.technique), x=_about(result, places))
+    draw.tidy(ax, draw.titled(result.meta.technique), x=_about(result, places))
     ax.tick_params(axis="y", length=0, labelcolor=draw.INK)
     ax.spines["left"].set_visible(False)
     if features is not None:

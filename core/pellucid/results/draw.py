@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from pellucid.errors import InputError
 from pellucid.protocol.leaves import Leaves
+from pellucid.registry.lookup import title as title_of
 
 Bytes: TypeAlias = NDArray[np.uint8]
 
@@ -99,6 +100,11 @@ def literal(text: str) -> str:
     """A text that matplotlib draws letter by letter: a pair of dollar signs would be read as mathematics."""
     printed = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
     return printed.replace("$", r"\$")
+
+
+def titled(technique: str) -> str:
+    """A technique as the field writes it, ready to be drawn."""
+    return literal(title_of(technique))
 
 
 def finite(values: NDArray[Any]) -> NDArray[Any]:

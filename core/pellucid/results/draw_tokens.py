@@ -186,7 +186,7 @@ def tokens(result: Attribution, examples: Sequence[int], bound: float | None) ->
         ax.set_axis_off()
     told = "red speaks for the target, blue against it  ·  each text has its own colours"
     told = told if bound is None else "red speaks for the target, blue against it"
-    technique = draw.literal(result.meta.technique)
+    technique = draw.titled(result.meta.technique)
     picture.supxlabel(f"{technique}  ·  {told}" if technique else told, fontsize=8, color=draw.FAINT)
     return picture
 

@@ -75,7 +75,7 @@ def attribution(
             ax.set_axis_off()
     note = draw.SCALE if bound is None else "attribution"
     picture.supxlabel(
-        f"{draw.literal(result.meta.technique)}  ·  {note}" if result.meta.technique else note,
+        f"{draw.titled(result.meta.technique)}  ·  {note}" if result.meta.technique else note,
         fontsize=8,
         color=draw.FAINT,
     )

@@ -84,7 +84,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise SavedFileError(f"there is no file '{path}'; expected a result written by `save`") from error
+        written = path.with_name(path.name + SUFFIX)
+        hint = f", which names it '{written}'" if written.is_file() else ""
+        raise SavedFileError(f"there is no file '{path}'; expected a result written by `save`{hint}") from error
     except OSError as error:
         raise SavedFileError(f"cannot read '{path}': {error}") from error
     except SavedFileError:
@@ -128,8 +130,8 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor], records: Mapping
         case _ if hasattr(value, "item") and getattr(value, "shape", None) == ():
             return inner(value.item(), "item")  # a number of numpy's
     raise SavedFileError(
-        f"cannot save {where}: it is a {type(value).__name__}; expected tensors, numbers, text and tuples, lists and "
-        "dictionaries of them"
+        f"cannot save {where}: it is of type {type(value).__name__}; expected tensors, numbers, text and tuples, lists "
+        "and dictionaries of them"
     )
 
 

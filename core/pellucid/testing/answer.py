@@ -30,7 +30,7 @@ def right_class(case: Case) -> None:
     require(known, f"output={case.subject.record.output!r} is no result; expected 'attribution', 'scores', ...")
     assert isinstance(expected, type)
     result = case.plain()
-    require(isinstance(result, expected), f"it returns a {type(result).__name__}; expected {expected.__name__}")
+    require(isinstance(result, expected), f"it returns {type(result).__name__}; expected {expected.__name__}")
 
 
 @result_check("gives finite values, one row for each example", BY_EXAMPLE)
@@ -105,7 +105,7 @@ def kept(case: Case) -> None:
     result = case.plain()
     with tempfile.TemporaryDirectory() as folder:
         read = load(result.save(Path(folder) / "result"))
-    require(type(read) is type(result), f"a {type(result).__name__} was read as a {type(read).__name__}")
+    require(type(read) is type(result), f"{type(result).__name__} was read as {type(read).__name__}")
     require_same(read, result, "what was read", tolerance=0)
     require(read.meta == result.meta, "the provenance that was read is another")
     if len(result) == len(TARGETS):
@@ -119,7 +119,7 @@ def drawn(case: Case) -> None:
     from matplotlib.figure import Figure
 
     figure = case.plain().plot()
-    require(isinstance(figure, Figure), f"plot() gives a {type(figure).__name__}; expected a matplotlib Figure")
+    require(isinstance(figure, Figure), f"plot() gives {type(figure).__name__}; expected a matplotlib Figure")
     require(figure.axes, "plot() gives an empty figure")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pellucid.errors import Unavailable, UnknownTechnique, nearest
-from pellucid.registry import Technique, registry
+from pellucid.registry import registry
+from pellucid.registry.technique import VERBS
 from pellucid.testing import (  # noqa: F401
     answer,
     axioms,
@@ -74,6 +74,9 @@ class Trial:
                 skipped.append(reason)
             except Exception as error:
                 told = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
+                if isinstance(error, (TypeError, AttributeError)) and not self.subject.yields:
+                    verb = VERBS[self.subject.kind]
+                    told += f"; `{verb}` has no `yield`, by which a look is taken: seen = yield Look(...)"
                 which = f" [{instance!r:.120}]" if len(instances) > 1 else ""
                 raise Broken(f"{told}{which}") from error
         if len(skipped) == len(used):
@@ -123,12 +126,10 @@ def check_plugin(name: str, *, seed: int = 0) -> list[Report]:
     Raises:
         UnknownTechnique: when nothing that is installed has this name.
     """
-    every = list(registry().records.values())
-    wanted = _plain(name)
-    chosen = [record for record in every if wanted in _origins(record)]
+    chosen = registry().provided_by(name)
     if not chosen:
-        known = sorted({origin for record in every for origin in _origins(record)})
-        raise UnknownTechnique(f"no plugin {name!r}.{nearest(wanted, known)} There are {', '.join(known)}.")
+        known = registry().origins()
+        raise UnknownTechnique(f"no plugin {name!r}.{nearest(name, known)} There are {', '.join(known)}.")
     return [
         check_technique(record, seed=seed) if record.available else Report(registry().name_of(record), (), seed)
         for record in chosen
@@ -206,11 +207,3 @@ def page() -> str:
         detail = (law.function.__doc__ or "").partition("\n")[0]
         lines.append(f"* **{law.sentence}** ({kinds}{when}). {detail}")
     return "\n".join(lines) + "\n"
-
-
-def _origins(record: Technique) -> set[str]:
-    return {_plain(part) for part in (record.plugin, record.distribution, record.target.partition(".")[0]) if part}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).casefold()

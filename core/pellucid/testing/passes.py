@@ -26,11 +26,18 @@ passes_check = Group("Passes", frozenset({"explainer", "evaluator"}))
 
 @dataclass(frozen=True, eq=False)
 class Companion(Explainer):
-    """Looks at the sample once, at everything a single pass can give."""
+    """Looks at the sample once, at everything a single pass can give.
+
+    Attributes:
+        table: whether it is one of rows of a table, for which the model has no map of positions.
+    """
+
+    table: bool = False
 
     def explain(self, sample: Sample) -> Any:
         """One forward and one backward pass."""
-        seen = yield Look(at=sample, outputs=True, activations=["auto"], gradients=["input", "auto"])
+        layers = [] if self.table else ["auto"]
+        seen = yield Look(at=sample, outputs=True, activations=layers, gradients=["input", *layers])
         return Attribution(seen.gradients["input"], over="input")
 
 
@@ -133,11 +140,12 @@ def company(case: Case) -> None:
     """Beside a technique that asks for everything, and beside itself."""
     model, inputs = _ready(case)
     alone = case.outcome({"it": case.fresh()}, model, inputs).results["it"]
-    named = {"first": Companion(), "it": case.fresh(), "again": case.fresh()}
+    companion = Companion(case.table)
+    named = {"first": companion, "it": case.fresh(), "again": case.fresh()}
     together = case.outcome(named, model, inputs).results
     for name in ("it", "again"):
         require_same(together[name], alone, "together with other techniques", ROUNDING)
-    expected = case.outcome({"first": Companion()}, model, inputs).results["first"]
+    expected = case.outcome({"first": companion}, model, inputs).results["first"]
     require_same(together["first"], expected, "what runs beside it", ROUNDING)
 
 
@@ -147,8 +155,8 @@ def shared_passes(case: Case) -> None:
     model, inputs = _ready(case)
     own = case.drive(model, inputs)
     alone = case.outcome({"it": case.fresh()}, model, inputs).total
-    other = case.outcome({"first": Companion()}, model, inputs).total
-    both = case.outcome({"first": Companion(), "it": case.fresh()}, model, inputs).total
+    other = case.outcome({"first": Companion(case.table)}, model, inputs).total
+    both = case.outcome({"first": Companion(case.table), "it": case.fresh()}, model, inputs).total
     shares = bool(own.rounds) and any(
         look.at is own.sample and look.rules is None and look.weights is None for look in own.rounds[0]
     )

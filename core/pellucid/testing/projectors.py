@@ -43,7 +43,7 @@ def shape(case: Case) -> None:
     """A `Projection` (n, d) with finite values."""
     points = states(case)
     result = case.projection(points)
-    require(isinstance(result, Projection), f"it returns a {type(result).__name__}; expected a Projection")
+    require(isinstance(result, Projection), f"it returns {type(result).__name__}; expected a Projection")
     require(len(result.values) == len(points), f"{len(points)} points became {tuple(result.values.shape)}")
     require(bool(torch.isfinite(result.values).all()), "some places are not finite")
 

@@ -136,7 +136,7 @@ def untouched_on_error(case: Case) -> None:
                 pass
             else:
                 require(model.countdown >= 0, f"the model's {type(error).__name__} was swallowed")
-            require_untouched(before, model, f"after a {type(error).__name__}, ")
+            require_untouched(before, model, f"after {type(error).__name__}, ")
 
 
 @state_check("leaves the inputs and the target that it was given as they were", once=True)

@@ -12,6 +12,7 @@ from pellucid.errors import ParameterError, Unavailable
 from pellucid.protocol.explainer import Evaluator, Explainer, Projector
 from pellucid.registry import Technique, registry
 from pellucid.registry.lookup import technique as named
+from pellucid.registry.technique import VERBS
 
 AXIOMS = frozenset(
     {"completeness", "conservation", "linearity", "symmetry", "sensitivity", "implementation_invariance"}
@@ -75,6 +76,12 @@ class Subject:
     def known_failures(self) -> Mapping[str, str]:
         """The checks that its class excuses, with the reasons."""
         return dict(getattr(self.cls, "known_failures", {}))
+
+    @property
+    def yields(self) -> bool:
+        """Whether its method is a generator, or need be none, since its record says that it looks at nothing."""
+        idle = self.kind == "projector" or (self.record is not None and not self.record.uses)
+        return idle or inspect.isgeneratorfunction(getattr(self.cls, VERBS[self.kind], None))
 
     @property
     def parameters(self) -> list[str]:

@@ -64,7 +64,7 @@ def shape(case: Case) -> None:
     states = drift(case).states
     for given in (states, states[:1]):
         result = case.projection(given)
-        require(isinstance(result, Projection), f"it returns a {type(result).__name__}; expected a Projection")
+        require(isinstance(result, Projection), f"it returns {type(result).__name__}; expected a Projection")
         found = tuple(result.values.shape)
         require(
             result.values.dim() == 3 and found[:2] == tuple(given.shape[:2]),
