@@ -30,7 +30,7 @@ class Adapter:
         name: what results call the model.
         offers: what techniques may ask of it, words of `Technique.uses`.
         output: where the scores are in what the model returns: a key, an attribute, an index or a callable. None finds
-            them: the tensor itself, `logits`, `out`, or the only tensor.
+            them: the tensor itself, `logits`, `out`, the only tensor, or the first of a tuple.
         categories: the names of the classes.
         transform: makes one input (C, H, W) of a photo.
         mean: the channel means that inputs are normalised with.

@@ -49,8 +49,11 @@ def capture(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor],
         except Exception as error:  # whatever the model raises
             if is_out_of_memory(error):
                 raise
-            # Functions with a backward pass of their own and some checkpoints do not run under `functionalize`.
             problem = problem or error
+            # Functions with a backward pass of their own and some checkpoints do not run under `functionalize`, of which
+            # torch tells by these. Others are the model's, which is not to be run again as if nothing had been.
+            if not isinstance(error, (RuntimeError, TypeError, AssertionError)):
+                break
     raise Unsuitable(
         f"the model cannot be captured as a graph ({type(problem).__name__}: {str(problem).splitlines()[0]}); choose a "
         "technique without rules, such as integrated_gradients"
