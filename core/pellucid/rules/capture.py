@@ -50,8 +50,8 @@ def capture(function: Callable[..., Sequence[Tensor]], inputs: Sequence[Tensor],
             if is_out_of_memory(error):
                 raise
             problem = problem or error
-            # Functions with a backward pass of their own and some checkpoints do not run under `functionalize`, of which
-            # torch tells by these. Others are the model's, which is not to be run again as if nothing had been.
+            # Functions with a backward pass of their own and some checkpoints do not run under `functionalize`, of
+            # which torch tells by these. Others are the model's, which is not run again as if nothing had been.
             if not isinstance(error, (RuntimeError, TypeError, AssertionError)):
                 break
     raise Unsuitable(
