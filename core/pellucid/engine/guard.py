@@ -163,7 +163,9 @@ class Kept:
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
-        return tensors[0].clone() if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
+        if len(tensors) == 1:
+            return tensors[0].clone()
+        return torch.cat([tensor if tensor.dim() == 1 else tensor.flatten() for tensor in tensors])
 
 
 def _comparable(tensor: Tensor) -> bool:
