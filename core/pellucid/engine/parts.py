@@ -6,6 +6,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,7 +14,19 @@ from torch import Tensor, nn
 
 from pellucid.engine.watch import versions_of
 
-PLAIN = frozenset({bool, int, float, str, types.NoneType, types.FunctionType})
+PLAIN = frozenset({bool, int, float, str, tuple, types.NoneType, types.FunctionType})
+
+
+class Attributes(list[Any]):
+    """Values that are equal to others when they are the same objects, which is found out faster than what they are."""
+
+    @classmethod
+    def of(cls, modules: Iterable[nn.Module]) -> Attributes:
+        """The plain attributes of modules."""
+        return cls(value for part in modules for value in part.__dict__.values() if type(value) in PLAIN)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Attributes) and len(self) == len(other) and all(map(is_, self, other))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,15 +55,16 @@ class Parts:
         return tuple(self.modules), tuple(map(id, self.modules.values()))
 
     @cached_property
-    def attributes(self) -> tuple[Any, ...]:
-        """What changes with a plain attribute of a module, such as a stride or a flag that a forward pass asks."""
-        return tuple(_plain(part) for part in self.modules.values())
+    def attributes(self) -> Attributes:
+        """The plain attributes of the modules, such as a stride or a flag that a forward pass asks."""
+        return Attributes.of(self.modules.values())
 
     @cached_property
-    def switches(self) -> tuple[Any, ...]:
-        """The plain attributes of modules that are not torch's own: by those a forward pass may take another way."""
-        own = (part for part in self.modules.values() if not type(part).__module__.startswith("torch.nn.modules."))
-        return tuple(_plain(part) for part in own)
+    def switches(self) -> Attributes:
+        """Those of modules that are not torch's own: by them a forward pass may take another way."""
+        return Attributes.of(
+            part for part in self.modules.values() if not type(part).__module__.startswith("torch.nn.modules.")
+        )
 
     @cached_property
     def state(self) -> tuple[Any, ...]:
@@ -84,15 +98,6 @@ def _addresses(tensors: list[Tensor]) -> tuple[int, ...]:
         return tuple(map(Tensor.data_ptr, tensors))
     except RuntimeError:  # sparse tensors have none
         return tuple(one.data_ptr() if one.layout is torch.strided else 0 for one in tensors)
-
-
-def _plain(part: nn.Module) -> tuple[Any, ...]:
-    return tuple(
-        (name, value)
-        for name, value in part.__dict__.items()
-        if (type(value) in PLAIN and name != "training")
-        or (type(value) is tuple and all(type(one) in PLAIN for one in value))
-    )
 
 
 def _distinct(groups: Iterable[dict[str, Any]]) -> list[Any]:

@@ -68,6 +68,7 @@ class Engine:
     def use(self, module: nn.Module, parts: Parts, folded: frozenset[str]) -> None:
         """Runs on a module from now on: the model, or an optimised copy of it."""
         self.module, self.parts, self.folded = module, parts, folded
+        self._traces: dict[Any, Trace] = {}  # those that hold, as was found out in this run
         self._weights = ChannelsLast(parts.modules.values(), self.adapter.cache)
         self._norms = AffineNorms(parts.modules.values(), self.adapter.cache)
 
@@ -133,6 +134,8 @@ class Engine:
             tuple((tuple(leaf.shape[1:]), leaf.dtype) for leaf in tensors_of(inputs)),
             tuple((name, tuple(extra.shape[1:])) for name, extra in extras.items()),
         )
+        if key in self._traces:
+            return self._traces[key]
         # Where "auto" lies depends on which part of the output counts.
         state = (self.parts.structure, self.parts.switches, self.adapter.output)
         known = self.adapter.cache.get(key)
@@ -153,8 +156,8 @@ class Engine:
             if self.adapter.layer is not None:
                 found = found.with_auto(self.adapter.layer)
             self.adapter.cache[key] = known = (state, found)
-        places: Trace = known[1]
-        return places
+        self._traces[key] = known[1]
+        return self._traces[key]
 
     def fresh(self, leaf: Tensor) -> Tensor:
         """A copy of inputs in the memory format that the model runs in."""
@@ -190,6 +193,7 @@ class Engine:
 
     def forget(self) -> None:
         """Forgets the model's places, after its control flow changed."""
+        self._traces.clear()
         for key in [key for key in self.adapter.cache if isinstance(key, tuple) and key[0] == "trace"]:
             del self.adapter.cache[key]
 
