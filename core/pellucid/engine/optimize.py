@@ -41,7 +41,7 @@ class Optimised:
         folded: the layers that no longer give what they gave: convolutions that took in their BatchNorm, and paddings
             that went into their convolution.
         change: the greatest change of an output, as a share of the greatest output.
-        buffers: what the copy's buffers were when it was made.
+        buffers: what the buffers that a pass of the copy may change were when it was made.
     """
 
     module: nn.Module
@@ -102,7 +102,9 @@ def _numbers(parts: Parts) -> list[bytes]:
 
 def _some(tensor: Tensor) -> Tensor:
     """Eight of the numbers of a tensor, or one of few."""
-    reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = tensor.numel() - 1
+    if not tensor.is_contiguous():
+        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.as_strided((8,) if reach > 7 else (1,), (reach // 7,))
 
 
@@ -168,7 +170,11 @@ def _rewritten(module: nn.Module, run: Callable[[nn.Module], Tensor], keep: froz
                 conv.weight.data = conv.weight.data.contiguous(memory_format=memory_format)
             buffers.restore()
             change = float((run(made) - before).abs().max() / before.abs().max().clamp_min(1e-12))
-    return Optimised(made, parts_of(made), frozenset(folded), change, buffers)
+    buffers.restore()
+    # A pass can change the buffers of those alone that still do anything.
+    own = (part for part in made.modules() if part.__dict__.get("forward") is not _as_given)
+    left = Kept(buffer for part in own for buffer in part._buffers.values() if buffer is not None)
+    return Optimised(made, parts_of(made), frozenset(folded), change, left)
 
 
 def _pass_on(part: nn.Module) -> None:
