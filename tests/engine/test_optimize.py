@@ -140,3 +140,29 @@ def test_a_padding_of_zeros_goes_into_its_convolution(images):
         pellucid.explain(pellucid.adapt(model, optimize=True), inputs, kept, 1).values,
         pellucid.explain(model, inputs, kept, 1).values,
     )
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads its input by a module of its own, as EfficientNets do."""
+
+    def __init__(self, told):
+        super().__init__(3, 3, 3)
+        self.static_padding, self.told = nn.ZeroPad2d(1), told
+
+    def forward(self, x):
+        padding = self.padding if self.told else (0, 0)
+        return nn.functional.conv2d(
+            self.static_padding(x), self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+        )
+
+
+@pytest.mark.parametrize(("told", "folded"), [(True, 1), (False, 0)])
+def test_a_padding_goes_into_a_convolution_of_another_kind_that_pads_by_its_attribute(images, told, folded):
+    torch.manual_seed(0)
+    model = nn.Sequential(Same(told), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    inputs = images()
+    fast = pellucid.explain(pellucid.adapt(model, optimize=True), inputs, "saliency", 1)
+    near(fast.values, pellucid.explain(model, inputs, "saliency", 1).values)
+    (check,) = [check for check in fast.checks if check.name == "optimised outputs"]
+    assert check.passed
+    assert f"{folded} layers folded" in check.note

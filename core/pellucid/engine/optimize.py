@@ -188,10 +188,17 @@ def _as_given(input: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a function: the identities of its tensors, `id(None)` where there is none, and its result's."""
+    """One call of a function: the identities of its tensors, `id(None)` where there is none, and its result's.
+
+    Attributes:
+        given: the tensors.
+        result: what was made of them.
+        padding: what a convolution was told to pad by.
+    """
 
     given: tuple[int, ...]
     result: int
+    padding: int | None = None
 
 
 class _Uses(TorchFunctionMode):
@@ -237,7 +244,8 @@ class _Uses(TorchFunctionMode):
         if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(result)):
             self.counts.update({id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)})
             if function is torch.conv2d and len(args) > 2:
-                self.convolved.append(_Call(tuple(map(id, args[:3])), id(result)))
+                padding = id(args[4]) if len(args) > 4 else None
+                self.convolved.append(_Call(tuple(map(id, args[:3])), id(result), padding))
             elif function is F.batch_norm and (given := _of_batch_norm(*args, **(kwargs or {}))) is not None:
                 self.normalised.append(_Call(tuple(map(id, given)), id(result)))
             # Identities stay true only while the tensors live.
@@ -273,8 +281,9 @@ class _Uses(TorchFunctionMode):
     def paddings(self, convolutions: dict[_Call, Any]) -> Iterator[tuple[Any, Any]]:
         """Paddings by as many zeros at both ends, each with the convolution that alone takes them and pads nothing."""
         for call, conv in convolutions.items():
-            given, plain = call.given[0], type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-            if not plain or tuple(conv.padding) != (0, 0) or self.counts[given] != 1:
+            # The convolution pads by what its attribute says, and not by something that only equals it.
+            given, told = call.given[0], call.padding == id(conv.padding) and conv.padding_mode == "zeros"
+            if not told or tuple(conv.padding) != (0, 0) or self.counts[given] != 1:
                 continue
             for part in self.called:
                 if _pads_alike(part) and self._gives(part, given) not in (None, given):
