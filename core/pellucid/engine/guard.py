@@ -46,7 +46,7 @@ def guarded(module: nn.Module, seed: int, parts: Parts | None = None) -> Iterato
         stack.enter_context(_modes(module, modules, modes))
         stack.enter_context(_locked(parameters))
         stack.enter_context(_buffers(modules))
-        if any(isinstance(part, nn.RNNBase) for part in modules):
+        if any(issubclass(kind, nn.RNNBase) for kind in parts.kinds):
             # cuDNN's recurrent layers refuse a backward pass in eval mode.
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if any(map(_is_compiled, modules)):

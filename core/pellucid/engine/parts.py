@@ -40,6 +40,11 @@ class Parts:
     modules: dict[str, nn.Module]
 
     @cached_property
+    def kinds(self) -> frozenset[type[nn.Module]]:
+        """The classes of the modules."""
+        return frozenset(map(type, self.modules.values()))
+
+    @cached_property
     def parameters(self) -> list[Tensor]:
         """All parameters, as they were when first asked."""
         return _distinct(part._parameters for part in self.modules.values() if part._parameters)

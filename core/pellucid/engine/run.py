@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pellucid.adapter import Adapter
@@ -85,7 +85,7 @@ class Run:
         sample, notes = make_sample(engine, self.inputs, self.target, self.seed)
         if trained:
             notes.append("the model was in train mode; it was explained in eval mode and put back")
-        if mixing := [name for name, part in parts.modules.items() if _uses_batch(part)]:
+        if mixing := _using_batch(parts):
             notes.append(
                 f"'{mixing[0]}' normalises by the statistics of the batch, so that an explanation depends on the "
                 "examples that go through the model together, and on batch_size"
@@ -161,8 +161,11 @@ class Run:
         return frozenset(text.partition(":")[0] for text in texts if isinstance(text, str))
 
 
-def _uses_batch(part: nn.Module) -> bool:
-    return isinstance(part, _BatchNorm) and part.running_mean is None
+def _using_batch(parts: Parts) -> list[str]:
+    """The modules that normalise by the statistics of the batch, also in eval mode."""
+    norms = {kind for kind in parts.kinds if issubclass(kind, _BatchNorm)}
+    named = parts.modules.items()
+    return [name for name, part in named if type(part) in norms and part._buffers.get("running_mean") is None]
 
 
 def _layers_of(technique: Any) -> set[Any]:
