@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tests.data.counted import Items as Noted
+from tests.data.counted import Net
+from torch.utils.data import DataLoader, TensorDataset
 
 import pellucid
 from pellucid import Exemplars, Explainer, InputError, Interrupted, Look, Streamed, TargetError, adapt, explain
@@ -20,38 +21,16 @@ def images():
     return torch.randn(N, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Net(nn.Module):
-    """Counts the examples it is shown."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(1, 3, 3)
-        self.head = nn.Linear(3, 2)
-        self.shown = 0
-
-    def forward(self, x):
-        self.shown += len(x)
-        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-
-
 @pytest.fixture
 def model():
-    return Net().eval()
+    return Net(3).eval()
 
 
-class Items(Dataset):
-    """Pairs that are made as they are asked for; it notes which."""
+class Items(Noted):
+    """Images, all of one class."""
 
     def __init__(self, x=None):
-        self.x, self.asked = images() if x is None else x, []
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, place):
-        self.asked.append(place)
-        return self.x[place], 1
+        super().__init__(images() if x is None else x, 1)
 
 
 @dataclass(frozen=True, eq=False)

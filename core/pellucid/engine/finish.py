@@ -57,7 +57,8 @@ class Finisher:
             ProtocolError: when it is no explanation, or not one for each example.
         """
         record = getattr(technique, "technique", None)
-        name = record.name if record else type(technique).__name__
+        made_by = provenance(technique)
+        name = made_by["technique"]
         if not isinstance(result, Explanation):
             raise ProtocolError(
                 f"technique '{name}' returned {type(result).__name__}; expected an Explanation, such as an Attribution"
@@ -68,10 +69,7 @@ class Finisher:
             raise ProtocolError(f"technique '{name}' returned {len(result)} rows for {examples} examples")
         meta = replace(
             result.meta,
-            technique=name,
-            parameters=plain_parameters(technique),
-            provider=record.distribution if record else "",
-            version=record.version if record else "",
+            **made_by,
             layer=result.meta.layer or layer,
             seed=self.sample.seed,
             passes={"forward": cost.forward / examples, "backward": cost.backward / examples},
@@ -84,8 +82,6 @@ class Finisher:
             mean=self.adapter.mean,
             std=self.adapter.std,
             notes=(*result.meta.notes, *self.notes),
-            pellucid_version=_version(),
-            torch_version=str(torch.__version__),
             created=self._now,
         )
         values = each(self._delivered, result.values) if isinstance(result.values, Tensor | Mapping) else result.values
@@ -153,20 +149,21 @@ def general_checks(values: Any) -> list[Check]:
 
 def mapped(result: Projection, technique: Any, seed: int, seconds: float) -> Projection:
     """A map with its provenance: what made it, and when."""
-    record = technique.technique
-    meta = replace(
-        result.meta,
-        technique=record.name if record else type(technique).__name__,
-        parameters=plain_parameters(technique),
-        provider=record.distribution if record else "",
-        version=record.version if record else "",
-        seed=seed,
-        seconds=seconds,
-        pellucid_version=_version(),
-        torch_version=str(torch.__version__),
-        created=_now(),
-    )
+    meta = replace(result.meta, **provenance(technique), seed=seed, seconds=seconds, created=_now())
     return replace(result, meta=meta)
+
+
+def provenance(technique: Any) -> dict[str, Any]:
+    """What made a result, by the fields of `Meta`: the technique with its parameters, its provider, the versions."""
+    record = getattr(technique, "technique", None)
+    return {
+        "technique": record.name if record else type(technique).__name__,
+        "parameters": plain_parameters(technique),
+        "provider": record.distribution if record else "",
+        "version": record.version if record else "",
+        "pellucid_version": _version(),
+        "torch_version": str(torch.__version__),
+    }
 
 
 def plain_parameters(technique: Any) -> dict[str, Any]:

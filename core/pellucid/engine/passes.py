@@ -21,7 +21,7 @@ from pellucid.engine.outputs import tensors_in
 from pellucid.engine.parts import Parts, parts_of
 from pellucid.engine.reorder import ChannelsLast
 from pellucid.engine.scores import DETACHED, ScoredRows, by_inputs, by_layer, check_rows, score, shares
-from pellucid.engine.segment import INPUT, By, Segment, Taken
+from pellucid.engine.segment import INPUT, By, Segment, Taken, wanted_of
 from pellucid.engine.watch import ControlFlowChanged, Overwritten, Place, Watch, same_format
 from pellucid.engine.weights import fitted
 from pellucid.errors import LayerError, ModelError, PellucidError, Unsuitable
@@ -214,7 +214,7 @@ class Engine:
         """
         self.lent = None if weights is None else fitted(self.module, weights, self.adapter.name)
 
-        wanted = {by for segment in segments for scored in segment.targets for by in scored.by}
+        wanted = wanted_of(segments)
         # Gradients by a norm's own parameters, and its function's place, exist only where it runs as it is.
         own = any(isinstance(by, Parameters) for by in wanted) or any(
             place.function == "batch_norm" for place in places
@@ -278,7 +278,7 @@ class Engine:
         return taken
 
     def _run(self, frame: Frame, segments: Sequence[Segment], places: Sequence[Place]) -> list[Taken]:
-        wanted = {by for segment in segments for scored in segment.targets for by in scored.by}
+        wanted = wanted_of(segments)
         rows = sum(segment.rows for segment in segments)
         joined = segments[0].inputs if len(segments) == 1 else _joined([segment.inputs for segment in segments])
         leaves = each(self.fresh, joined)

@@ -107,3 +107,8 @@ class Taken:
     forwards: int = 1
     ledgers: Sequence[Ledger | None] = ()
     reference_scores: Sequence[Tensor] = ()
+
+
+def wanted_of(segments: Sequence[Segment]) -> set[By]:
+    """What gradients are wanted by."""
+    return {by for segment in segments for scored in segment.targets for by in scored.by}

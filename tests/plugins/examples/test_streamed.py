@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from tests.data.counted import Items as Noted
+from tests.data.counted import Net
+from torch.utils.data import DataLoader
 
 import pellucid
 from pellucid import InputError, Interrupted, Sample, SavedFileError
@@ -23,40 +24,23 @@ def images():
     return torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-class Net(nn.Module):
-    """Counts the examples it is shown."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.head = nn.Linear(4, 2)
-        self.shown = 0
-
-    def forward(self, x):
-        self.shown += len(x)
-        return self.head(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-
-
 @pytest.fixture
 def model():
-    return Net().eval()
+    return Net(4).eval()
 
 
-class Items(Dataset):
-    """Pairs that are made as they are asked for; it notes which."""
+class Items(Noted):
+    """Arrays, all of one class, of which one may be met by Ctrl-C."""
 
     def __init__(self, stop_at=None):
-        self.x, self.asked, self.stop_at = images(), [], stop_at
-
-    def __len__(self):
-        return N
+        super().__init__(images(), 0)
+        self.stop_at = stop_at
 
     def __getitem__(self, place):
         if place == self.stop_at:
             raise KeyboardInterrupt
-        self.asked.append(place)
-        return self.x[place].numpy(), 0
+        x, label = super().__getitem__(place)
+        return x.numpy(), label
 
 
 @pytest.fixture

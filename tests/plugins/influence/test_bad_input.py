@@ -2,25 +2,16 @@
 
 import pytest
 import torch
+from tests.plugins.influence.small import data, net
 from torch import nn
 
 from pellucid import InputError, ModelError, ParameterError, PellucidError, SavedFileError, Trainer, create, explain
 
 
-def net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
-
-
-def data():
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(18, 5, generator=generator, dtype=torch.float64), torch.arange(18) % 3
-
-
 def by(name, **options):
     def explained(train, model=None, **more):
         technique = create(name, train=train, **options, **more)
-        return explain(net() if model is None else model, data()[0][:2], technique, target=1)
+        return explain(net() if model is None else model, data(18)[0][:2], technique, target=1)
 
     return explained
 
@@ -29,7 +20,7 @@ def by_training(name):
     def explained(train, **more):
         # All examples in one step, so that their order does not count.
         trainer = Trainer(net, *train, learning_rate=1e-3, epochs=2, batch_size=len(train[0]))
-        return explain(net(), data()[0][:2], create(name, trainer=trainer, **more), target=1)
+        return explain(net(), data(18)[0][:2], create(name, trainer=trainer, **more), target=1)
 
     return explained
 
@@ -55,7 +46,7 @@ CONTROLS = {kind: by("influence_control", kind=kind) for kind in ("similarity", 
 @pytest.mark.parametrize("name", [*EXPLAINED, *CONTROLS])
 def test_training_data_that_do_not_fit_are_refused(name):
     explained = {**EXPLAINED, **CONTROLS}[name]
-    x, y = data()
+    x, y = data(18)
     for train, told in (
         ((x[:, :4], y), "shape"),
         ((x, y - 1), "-1"),
@@ -70,7 +61,7 @@ def test_training_data_that_do_not_fit_are_refused(name):
 
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_an_untrained_model_and_lacking_classes_are_told(name):
-    x, y = data()
+    x, y = data(18)
     checks = {check.name: check for check in EXPLAINED[name]((x, y.clamp_max(1))).checks}
     assert checks["training loss"].passed is False
     assert "untrained" in checks["training loss"].note
@@ -81,7 +72,7 @@ def test_an_untrained_model_and_lacking_classes_are_told(name):
 
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_duplicates_have_the_same_influence(name):
-    x, y = data()
+    x, y = data(18)
     found = EXPLAINED[name]((torch.cat([x, x]), torch.cat([y, y])))
     assert found.values.isfinite().all()
     assert torch.allclose(found.values[:, :18], found.values[:, 18:], rtol=1e-6, atol=1e-9)
@@ -91,7 +82,7 @@ def test_duplicates_have_the_same_influence(name):
 
 def test_the_duplicates_are_seen_by_training_anew():
     """What leaving out one copy changes is what its weight does, to first order."""
-    x, y = data()
+    x, y = data(18)
     twice = torch.cat([x, x]), torch.cat([y, y])
     found, expected = (EXPLAINED[name](twice).values for name in ("leave_one_out", "unrolled"))
     assert torch.allclose(found, expected, rtol=0.1, atol=1e-9)
@@ -110,7 +101,7 @@ def test_the_duplicates_are_seen_by_training_anew():
     ],
 )
 def test_a_singular_system_names_what_to_raise(name, options, word):
-    x, y = data()
+    x, y = data(18)
     explained = by("trak") if name == "trak, projected" else EXPLAINED[name]
     with pytest.raises(ParameterError, match=f"singular.* {word} of .*greater {word}"):
         explained((torch.cat([x, x]), torch.cat([y, y])), **options)
@@ -118,7 +109,7 @@ def test_a_singular_system_names_what_to_raise(name, options, word):
 
 @pytest.mark.parametrize("name", ["cg", "lissa"])
 def test_a_system_that_is_not_solved_asks_for_damping(name):
-    x, y = data()
+    x, y = data(18)
     checks = EXPLAINED[name]((torch.cat([x, x]), torch.cat([y, y])), damping=0.0).checks
     residual = next(check for check in checks if check.name == "residual")
     assert residual.passed is False
@@ -131,20 +122,20 @@ def test_weights_that_are_no_numbers_are_no_matter_of_damping(name):
     with torch.no_grad():
         model[0].weight[0, 0] = torch.nan
     with pytest.raises(ModelError, match="finite"):
-        EXPLAINED[name](data(), model=model)
+        EXPLAINED[name](data(18), model=model)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPLAINED if name != "leave_one_out"])
 def test_a_folder_that_is_none(name, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(SavedFileError, match="cannot write"):
-        EXPLAINED[name](data(), folder=tmp_path / "file")
+        EXPLAINED[name](data(18), folder=tmp_path / "file")
     with pytest.raises(ParameterError, match="folder"):
-        EXPLAINED[name](data(), folder=7)
+        EXPLAINED[name](data(18), folder=7)
 
 
 def test_a_trainers_labels_are_classes_of_its_models():
-    x, y = data()
+    x, y = data(18)
     with pytest.raises(InputError, match="label is 7; the model has 3 classes"):
         Trainer(net, x, y + 5, epochs=1).weights()
 

@@ -4,19 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from tests.plugins.influence.small import data, net
 
 from pellucid import Loss, Trainer, create, explain
-
-
-def net(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double().eval()
-
-
-def data():
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(19, 5, generator=generator, dtype=torch.float64), torch.arange(19) % 3
 
 
 def by(name, **options):
@@ -47,7 +37,7 @@ EXPLAINED = {
 
 def duplicates(explained):
     """A copy of the query lowers its loss, and one of another label raises the label's own loss less."""
-    x, y = data()
+    x, y = data(19)
     found = explained(net(), x[:6], Loss(y[:6]), (x, y)).values
     right = found[range(6), range(6)]
     assert bool((right < 0).all())
@@ -59,7 +49,7 @@ def duplicates(explained):
 
 def callers_order(explained):
     """The training examples in another order: the same values in that order."""
-    x, y = data()
+    x, y = data(19)
     order = torch.randperm(19, generator=torch.Generator().manual_seed(3))
     found = explained(net(), x[:4], Loss(y[:4]), (x, y)).values
     shuffled = explained(net(), x[:4], Loss(y[:4]), (x[order], y[order])).values
@@ -68,7 +58,7 @@ def callers_order(explained):
 
 def todays_weights(explained):
     """A model whose weights have changed since is explained as a new one with these weights."""
-    x, y = data()
+    x, y = data(19)
     model = net()
     before = explained(model, x[:4], Loss(y[:4]), (x, y)).values
     model.load_state_dict(net(1).state_dict())
